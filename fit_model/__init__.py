@@ -1,0 +1,1 @@
+"""FIT and its relatives in plain PyTorch: tensors only, nothing of Ray, Arrow or MLflow."""

@@ -1,0 +1,1 @@
+"""The entry points of Farreach and what ties images, models, Ray and MLflow together."""

@@ -1,0 +1,1 @@
+"""One protocol for image sources; rasterio and openslide behind it."""
