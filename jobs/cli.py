@@ -1,0 +1,120 @@
+"""The command line: `farreach NAME CONFIG.yaml [key=value ...]`, same as `python -m jobs.NAME`.
+
+Commands import their jobs only when they run, so that --help stays quick; a command's help is
+the docstring of its module, read without importing it.
+"""
+
+import ast
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.runner import exit_codes, run_config, run_entry, split_arguments
+
+__all__ = ["app", "main", "run_entry"]
+
+CONFIG_CLASSES = {
+    "preprocess": "PreprocessConfig",
+    "train": "TrainConfig",
+    "evaluate": "EvaluateConfig",
+    "demo": "DemoConfig",
+}
+
+app = typer.Typer(
+    name="farreach",
+    help="Train FIT end to end on gigabit- and gigapixel-scale images.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def module_help(name: str) -> str:
+    """The docstring of jobs/NAME.py with its lines kept as they are."""
+    path = Path(__file__).with_name(f"{name}.py")
+    if not path.is_file():
+        return f"Run jobs.{name}."
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    # click rewraps every paragraph that does not open with this mark
+    return "\n\n".join("\b\n" + paragraph for paragraph in text.split("\n\n"))
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml", help="The settings of the job.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value ...]", help="Settings that replace those of the file."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def run_job(name: str, path: Path | None, overrides: list[str] | None, *, debug: bool) -> None:
+    """Import a job, read its settings and run it."""
+    with exit_codes(name, debug=debug):
+        module = import_module(f"jobs.{name}")
+        config_class = getattr(module, CONFIG_CLASSES[name])
+        run_config(name, config_class, module.main, path=path, overrides=overrides or [])
+
+
+@app.command(help=module_help("preprocess"))
+def preprocess(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Cut images into patch groups."""
+    run_job("preprocess", config, overrides, debug=debug)
+
+
+@app.command(help=module_help("train"))
+def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Train a model."""
+    run_job("train", config, overrides, debug=debug)
+
+
+@app.command(help=module_help("evaluate"))
+def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Measure a model."""
+    run_job("evaluate", config, overrides, debug=debug)
+
+
+@app.command(help=module_help("demo"))
+def demo(overrides: Overrides = None, debug: Debug = False) -> None:
+    """Run the whole road on a small dataset."""
+    path, rest = split_arguments(overrides or [])
+    run_job("demo", path, rest, debug=debug)
+
+
+@app.command(help=module_help("doctor"))
+def doctor(debug: Debug = False) -> None:
+    """Check this machine."""
+    with exit_codes("doctor", debug=debug):
+        import_module("jobs.doctor").main()
+
+
+@app.command(help=module_help("submit"))
+def submit(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="preprocess, train, evaluate ...")],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG.yaml", help="The settings of the job.")
+    ] = None,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The cluster's job server; else RAY_API_SERVER_ADDRESS, else loopback."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Send a job to a Ray cluster."""
+    with exit_codes("submit", debug=debug):
+        import_module("jobs.submit").main(name, config, overrides or [], address=address)
+
+
+def main() -> None:
+    """The `farreach` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

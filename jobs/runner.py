@@ -1,0 +1,105 @@
+"""Every job's way in and out: settings in, one line and an exit code out.
+
+0    done                           2    the user can mend it
+1    the machine or the program     130  interrupted
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import MachineFault
+
+USER_MISTAKES = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
+
+
+@contextmanager
+def exit_codes(name: str, *, debug: bool = False) -> Iterator[None]:
+    """Turn what a job raises into at most two lines on stderr and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"farreach {name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"farreach {name}: {describe(error, debug=debug)}", file=sys.stderr)
+        raise SystemExit(2 if is_user_mistake(error) else 1) from None
+
+
+def is_user_mistake(error: BaseException) -> bool:
+    """Whether the user can mend what went wrong, also when it was raised on a Ray worker."""
+    return isinstance(root_cause(error), USER_MISTAKES)
+
+
+def describe(error: BaseException, *, debug: bool = False) -> str:
+    """What went wrong in one or two lines."""
+    cause = root_cause(error)
+    if isinstance(cause, OSError) and cause.strerror and cause.filename is not None:
+        return f"{cause.filename}: {cause.strerror}"
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()][:2]
+    message = "\n".join(lines) or type(cause).__name__
+    if isinstance(cause, (*USER_MISTAKES, MachineFault)):
+        return message
+    hint = "" if debug else " (--debug shows the traceback)"
+    return f"{type(cause).__name__}: {message.splitlines()[0]}{hint}"
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception that a worker raised, out of the wrappers Ray puts around it."""
+    inner = getattr(error, "cause", None)  # ray.exceptions.RayTaskError
+    failures = getattr(error, "worker_failures", None)  # ray.train's WorkerGroupError
+    if isinstance(failures, dict) and failures:
+        inner = next(iter(failures.values()))
+    if inner is None and type(error).__name__ == "UserCodeException":  # ray.data
+        inner = error.__cause__
+    return root_cause(inner) if isinstance(inner, BaseException) else error
+
+
+def run_config(
+    name: str,
+    config_class: Any,
+    main: Callable[[Any], Any],
+    *,
+    path: Path | None,
+    overrides: list[str],
+) -> None:
+    """Read the settings of one job and run it; call within `exit_codes`."""
+    from jobs.settings import load
+
+    if config_class.__module__ == "__main__":
+        # Ray pickles what __main__ defines by value; a worker's copy would be another class.
+        module = import_module(f"jobs.{name}")
+        config_class, main = getattr(module, config_class.__name__), module.main
+    main(load(config_class, path, overrides))
+
+
+def run_entry(config_class: Any, main: Callable[[Any], Any], name: str) -> None:
+    """`python -m jobs.NAME CONFIG.yaml [key=value ...] [--debug]`, same as `farreach NAME ...`."""
+    arguments = [each for each in sys.argv[1:] if each != "--debug"]
+    if "--help" in arguments or "-h" in arguments:
+        print(sys.modules[main.__module__].__doc__)
+        return
+    debug = "--debug" in sys.argv[1:]
+    with exit_codes(name, debug=debug):
+        path, overrides = split_arguments(arguments)
+        run_config(name, config_class, main, path=path, overrides=overrides)
+
+
+def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """A leading file name, if there is one, and the overrides behind it."""
+    if arguments and "=" not in arguments[0]:
+        return Path(arguments[0]), arguments[1:]
+    return None, arguments
