@@ -115,13 +115,12 @@ class _Builder:
 
     def _no_setting(self, place: tuple[str, ...], fields: Iterable[str]) -> str:
         wanted = ".".join(place)
-        siblings = [".".join((*place[:-1], name)) for name in fields]
         known = sorted({*_names(self.root, ())} - {wanted})
-        close = (
-            difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.8)
-            or [name for name in known if name.rpartition(".")[2] == place[-1]]
-            or difflib.get_close_matches(wanted, known, n=1, cutoff=0.7)
-        )
+        near = difflib.get_close_matches(place[-1], list(fields), n=1, cutoff=0.6)
+        close = [".".join((*place[:-1], name)) for name in near] or [
+            name for name in known if name.rpartition(".")[2] == place[-1]
+        ]
+        close = close or difflib.get_close_matches(wanted, known, n=1, cutoff=0.8)
         if close:
             return f"no setting '{wanted}'; did you mean '{close[0]}'?"
         return f"no setting '{wanted}'; there are: {', '.join(fields)}"
