@@ -10,8 +10,9 @@ import secrets
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import MachineFault, UserError
 
@@ -49,19 +50,20 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
     """Join the cluster at an address, or start a local one."""
     import ray
 
-    options: dict = {"logging_level": logging.WARNING}
+    options: dict[str, Any] = {"logging_level": logging.WARNING}
     if address and address != "local":
         require_reachable(address)
         options["address"] = address
+        reach: AbstractContextManager[None] = nullcontext()
     else:
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-        options["_node_ip_address"] = "127.0.0.1"
+        reach = _loopback()
     # Ray tells at every start that tokens are on: they always are here
     logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), reach:
             warnings.simplefilter("ignore")
             ray.init(**options)
     except (ConnectionError, RuntimeError) as error:
@@ -70,6 +72,24 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
         raise MachineFault(f"could not use {where}: {reason[0]}") from error
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray's own switch for single machines; without it a local Ray listens on every interface."""
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    if name in os.environ:
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER  # read when Ray was imported
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def require_reachable(address: str) -> None:

@@ -84,7 +84,7 @@ with connect(num_cpus=1):
     assert token
     assert ray.cluster_resources()["CPU"] == 1
     ports = {c.laddr for p in others() for c in p.net_connections("inet") if c.status == "LISTEN"}
-    print(sorted({address.ip for address in ports}))
+    print(sorted({address.ip.removeprefix("::ffff:") for address in ports}))
 assert not [p for p in others() if p.status() != psutil.STATUS_ZOMBIE]
 """
 
