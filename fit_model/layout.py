@@ -1,0 +1,83 @@
+"""From the flat list of groups to each image's own sequence of latents, and back.
+
+Images with equally many groups need no padding and no mask. Otherwise every image gets as many
+places as the largest one needs, and a mask hides the empty ones.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from fit_model.shapes import ImageSequences, Latents, PerGroup
+
+LatentMask = Literal["none", "causal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLayout:
+    """How the groups of a batch line up in their images; made once for a forward pass."""
+
+    num_images: int
+    groups_per_image: int
+    """Groups of the largest image."""
+    place: PerGroup | None
+    """The group's place among num_images * groups_per_image; None when there are no empty ones."""
+    may_attend: Bool[Tensor, "#b 1 #s s"] | None
+    """Which latents of its image a latent may see in global layers; None for all."""
+
+    @classmethod
+    def of(
+        cls,
+        image: PerGroup,
+        *,
+        num_images: int,
+        latents_per_group: int,
+        mask: LatentMask = "none",
+    ) -> "ImageLayout":
+        """The layout of groups that belong to the images `image`, which does not decrease."""
+        counts = torch.bincount(image, minlength=num_images)
+        sizes = counts.tolist()
+        largest = max(sizes)
+        numbers = torch.arange(largest, device=image.device)
+        place, may_attend = None, None
+        if min(sizes) < largest:
+            first = counts.cumsum(0) - counts
+            order = torch.arange(len(image), device=image.device) - first[image]
+            place = image * largest + order
+            present = numbers < counts[:, None]
+            may_attend = present.repeat_interleave(latents_per_group, 1)[:, None, None, :]
+        if mask == "causal":
+            # Empty places come last, so this mask alone hides them from every real latent.
+            may_attend = chunk_causal(largest, latents_per_group, device=image.device)[None, None]
+        return cls(
+            num_images=num_images, groups_per_image=largest, place=place, may_attend=may_attend
+        )
+
+    def join(self, latents: Latents) -> ImageSequences:
+        """Each image's latents in one sequence; empty places hold zeros."""
+        if self.place is not None:
+            places = self.num_images * self.groups_per_image
+            empty = latents.new_zeros(places, *latents.shape[1:])
+            latents = empty.index_copy(0, self.place, latents)
+        return latents.reshape(self.num_images, -1, latents.shape[-1])
+
+    def split(self, sequences: ImageSequences) -> Latents:
+        """The inverse of join: the sequences cut back into the flat list of groups."""
+        places = self.num_images * self.groups_per_image
+        latents = sequences.reshape(places, -1, sequences.shape[-1])
+        return latents if self.place is None else latents.index_select(0, self.place)
+
+    def total(self, per_group: Float[Tensor, "g d"]) -> Float[Tensor, "b d"]:
+        """Sum over each image's groups, always in the same order."""
+        return self.join(per_group[:, None]).sum(1)
+
+
+def chunk_causal(
+    num_chunks: int, chunk: int, *, device: torch.device | None = None
+) -> Shaped[Tensor, "s s"]:
+    """may_attend[i, j] = j // chunk <= i // chunk: all of one's own chunk and of those before."""
+    number = torch.arange(num_chunks, device=device).repeat_interleave(chunk)
+    return number[None, :] <= number[:, None]
