@@ -1,0 +1,254 @@
+"""One logical training = one MLflow run, also after restarts; only the calling process logs.
+
+Where: MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the working folder, its artifacts in
+`mlruns` beside it. Look at it with `mlflow ui --backend-store-uri sqlite:///mlflow.db`.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.errors import MachineFault, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REACH_TIMEOUT_S = 5.0
+SQLITE = "sqlite:///"
+MAX_DIGEST_LENGTH = 36
+"""MLflow's own; the whole digest stands in the dataset's tag and in the run's."""
+
+
+def tracking_uri() -> str:
+    """Where runs and models are kept, independent of the working folder: hand it to workers."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    if uri.startswith(SQLITE):
+        return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
+    return uri
+
+
+def require_tracking(uri: str | None = None) -> str:
+    """Make sure within seconds that the store answers, and point MLflow at it.
+
+    MLflow itself would retry for minutes.
+    """
+    uri = uri or tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        _require_server(uri)
+    if uri.startswith(SQLITE):
+        folder = Path(uri.removeprefix(SQLITE)).parent
+        if not os.access(folder, os.W_OK):
+            raise UserError(
+                f"{uri}: no folder {folder} that can be written: set MLFLOW_TRACKING_URI"
+            )
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import mlflow  # two seconds, and it reads the environment
+
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+def _require_server(uri: str) -> None:
+    remedy = "start it, or unset MLFLOW_TRACKING_URI to use a local file"
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_TIMEOUT_S).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise UserError(
+                f"the MLflow server at {uri} refuses ({error.code}): set MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            ) from error
+        if error.code >= 500:
+            raise MachineFault(f"the MLflow server at {uri} answers {error.code}") from error
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise MachineFault(f"no MLflow server answers at {uri} ({reason}): {remedy}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """An open MLflow run."""
+
+    run_id: str
+    experiment_id: str
+    uri: str
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Numbers of one step; names carry their units."""
+        import mlflow
+
+        values = {name: float(value) for name, value in metrics.items()}
+        mlflow.log_metrics(values, step=step, run_id=self.run_id)
+
+    def log_dataset(
+        self, uri: str, *, name: str, digest: str, context: str, counts: Mapping[str, int]
+    ) -> None:
+        """The entry under "Datasets used": `context` says for what, as "training"."""
+        import mlflow
+        from mlflow.data.http_dataset_source import HTTPDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
+        # the source type that holds any URI; it is never fetched
+        dataset = MetaDataset(
+            source=HTTPDatasetSource(uri), name=name, digest=digest[:MAX_DIGEST_LENGTH]
+        )
+        tags = {"digest": digest} | {key: str(value) for key, value in counts.items()}
+        mlflow.log_input(dataset, context=context, tags=tags)
+        mlflow.MlflowClient().set_tag(self.run_id, f"dataset_digest.{context}", digest)
+
+    def log_json(self, value: Any, file: str) -> None:
+        """Any JSON-able value as an artifact."""
+        self.log_text(json.dumps(value, indent=2) + "\n", file)
+
+    def log_text(self, text: str, file: str) -> None:
+        """A text as an artifact."""
+        import mlflow
+
+        mlflow.MlflowClient().log_text(self.run_id, text, file)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """A file as an artifact."""
+        import mlflow
+
+        mlflow.MlflowClient().log_artifact(self.run_id, str(path), folder)
+
+    def log_figure(self, figure: "Figure", file: str) -> None:
+        """A matplotlib figure as a picture."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(file).name
+            figure.savefig(path)
+            parent = str(Path(file).parent)
+            self.log_file(path, None if parent == "." else parent)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Short facts to search runs by."""
+        import mlflow
+
+        for key, value in tags.items():
+            mlflow.MlflowClient().set_tag(self.run_id, key, value)
+
+
+@contextmanager
+def open_run(
+    experiment: str,
+    *,
+    name: str | None = None,
+    run_id: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    uri: str | None = None,
+    system_metrics: bool = True,
+) -> Iterator[Run]:
+    """A new run, or the run `run_id` again; how the block ends becomes the run's status.
+
+    A parameter that a resumed run already has with another value keeps the first one; the new
+    value becomes the tag `resumed.PARAMETER`.
+    """
+    store = require_tracking(uri)
+    import mlflow
+
+    experiment_id = _experiment_id(experiment, uri=store)
+    with _mlflow_faults(store):
+        active = mlflow.start_run(
+            run_id=run_id,
+            experiment_id=experiment_id,
+            run_name=None if run_id else name,
+            log_system_metrics=system_metrics,
+        )
+    run = Run(run_id=active.info.run_id, experiment_id=active.info.experiment_id, uri=store)
+    status = "FAILED"
+    try:
+        with _mlflow_faults(store):
+            run.set_tags(code_tags() | dict(tags or {}))
+            _log_params(run, params or {}, known=active.data.params)
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def _log_params(run: Run, params: Mapping[str, Any], *, known: Mapping[str, str]) -> None:
+    import mlflow
+
+    mlflow.log_params({key: value for key, value in params.items() if key not in known})
+    run.set_tags(
+        {
+            f"resumed.{key}": value
+            for key, value in params.items()
+            if key in known and known[key] != str(value)
+        }
+    )
+
+
+def _experiment_id(name: str, *, uri: str) -> str:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    with _mlflow_faults(uri):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            # MLflow would put the artifacts beside the caller instead of beside the database
+            place = (
+                (Path(uri.removeprefix(SQLITE)).parent / "mlruns" / name).as_uri()
+                if uri.startswith(SQLITE)
+                else None
+            )
+            return client.create_experiment(name, artifact_location=place)
+    if experiment.lifecycle_stage != "active":
+        raise UserError(f"experiment '{name}' was deleted: restore it or choose another name")
+    return experiment.experiment_id
+
+
+@contextmanager
+def _mlflow_faults(uri: str) -> Iterator[None]:
+    """MLflow's exceptions as one line that says which store."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        kind = UserError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else MachineFault
+        raise kind(f"MLflow at {uri}: {str(error).splitlines()[0]}") from error
+
+
+def code_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("farreach")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def code_tags() -> dict[str, str]:
+    """Which code ran: the version, and the commit where it runs from a checkout."""
+    tags = {"farreach_version": code_version()}
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / ".git").exists():
+        try:
+            done = subprocess.run(  # noqa: S603 - a fixed command
+                ["git", "-C", str(checkout), "rev-parse", "HEAD"],  # noqa: S607
+                capture_output=True,
+                text=True,
+                timeout=REACH_TIMEOUT_S,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return tags
+        tags["git_commit"] = done.stdout.strip()
+    return tags
