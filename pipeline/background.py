@@ -1,0 +1,75 @@
+"""Which groups hold nothing: no data, or the bare glass of a slide."""
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import BackgroundConfig
+from pipeline.extract import squares_of
+
+CELL_PX = 8
+
+
+def is_missing(pixels: np.ndarray, *, nodata: float | None) -> np.ndarray:
+    """True where a value is the declared nodata, NaN or infinite; shape of `pixels`."""
+    if np.issubdtype(pixels.dtype, np.floating):
+        gone = ~np.isfinite(pixels)
+        return gone if nodata is None or np.isnan(nodata) else gone | (pixels == nodata)
+    limits = np.iinfo(pixels.dtype)
+    if nodata is None or nodata != int_or_none(nodata) or not limits.min <= nodata <= limits.max:
+        return np.zeros(pixels.shape, bool)
+    return pixels == pixels.dtype.type(int(nodata))
+
+
+def int_or_none(value: float) -> int | None:
+    return int(value) if np.isfinite(value) and value == int(value) else None
+
+
+def leave_out_background(
+    groups: pa.Table, *, background: BackgroundConfig, nodata: float | None
+) -> pa.Table:
+    """Stage 4 of 5: groups -> the groups with something in them.
+
+    Takes    ADDRESSES plus pixels
+    Gives    the rows that hold content, in the same order
+    Runs as  a part of the store task, on what was just read
+    Memory   a copy of the kept rows when some are left out; 40 bytes a value of one group for glass
+    Fails    never; glass is only asked of RGB uint8, which the flow has checked
+    Source   nodata: every value of the valid extent is missing. glass: saturation threshold of CLAM (Lu et al. 2021,
+             doi:10.1038/s41551-020-00682-w; 8 of 255), whose 7 px median blur is a mean over 8 px cells
+             here so that a group is judged on its own pixels alone
+    """
+    if not background.leave_out:
+        return groups
+    squares = squares_of(groups)
+    heights, widths = groups["valid_height_px"].to_pylist(), groups["valid_width_px"].to_pylist()
+    keep = [
+        _has_content(squares[i, :height, :width], background=background, nodata=nodata)
+        for i, (height, width) in enumerate(zip(heights, widths, strict=True))
+    ]
+    return groups if all(keep) else groups.filter(pa.array(keep))
+
+
+def _has_content(tile: np.ndarray, *, background: BackgroundConfig, nodata: float | None) -> bool:
+    if "nodata" in background.leave_out and is_missing(tile, nodata=nodata).all():
+        return False
+    if "glass" in background.leave_out:
+        return tissue_share(tile, background=background) >= background.min_content_share
+    return True
+
+
+def tissue_share(tile: np.ndarray, *, background: BackgroundConfig) -> float:
+    """Share of 8 px cells that are coloured or dark.
+
+    saturation = (max - min) / max     value = max / 255     of a cell's mean R, G, B
+    tissue where saturation > glass_saturation or value < glass_brightness
+    """
+    height, width = (max(1, -(-length // CELL_PX)) for length in tile.shape[:2])
+    rows = np.arange(height) * CELL_PX
+    columns = np.arange(width) * CELL_PX
+    sums = np.add.reduceat(np.add.reduceat(tile, rows, 0, np.int64), columns, 1, np.int64)
+    areas = np.outer(np.diff([*rows, tile.shape[0]]), np.diff([*columns, tile.shape[1]]))
+    cells = sums / areas[..., None]
+    high, low = cells.max(-1), cells.min(-1)
+    saturation = (high - low) / np.maximum(high, 1e-9)
+    tissue = (saturation > background.glass_saturation) | (high / 255 < background.glass_brightness)
+    return float((tissue * areas).sum() / areas.sum())

@@ -1,0 +1,131 @@
+"""What a user may decide about preprocessing; every config is checked when it is made."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+BACKGROUND_KINDS = ("nodata", "glass")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupingConfig:
+    """How an image is cut: which level, which bands, how large a group."""
+
+    group_side_px: int
+    """Side of the square that becomes one group, in px of the chosen level."""
+    patch_px: int = 16
+    """The patch side training intends; only checked here, since groups are stored as plain tiles."""
+    level: int = 0
+    """0 is full resolution; 1 the first overview, and so on."""
+    bands: list[int] | None = None
+    """Which bands to keep, counted from 1; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.group_side_px < 1 or self.patch_px < 1:
+            raise ValueError(
+                f"group_side_px {self.group_side_px} and patch_px {self.patch_px} must be positive"
+            )
+        if self.group_side_px % self.patch_px:
+            below = self.group_side_px // self.patch_px * self.patch_px
+            near = below or self.patch_px
+            raise ValueError(
+                f"group_side_px {self.group_side_px} is no multiple of patch_px {self.patch_px}: "
+                f"take {near}, or another patch"
+            )
+        if self.level < 0:
+            raise ValueError(f"level {self.level} is negative: 0 is full resolution")
+        if self.bands is not None and (
+            not self.bands or min(self.bands) < 1 or len(set(self.bands)) < len(self.bands)
+        ):
+            raise ValueError(f"bands {self.bands}: give different numbers counted from 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackgroundConfig:
+    """Which groups hold nothing worth storing."""
+
+    leave_out: tuple[str, ...] = ("nodata",)
+    """"nodata": every value missing. "glass": the bright, colourless background of a slide."""
+    glass_saturation: float = 8 / 255
+    """A cell of 8 x 8 px shows tissue above this HSV saturation ..."""
+    glass_brightness: float = 0.8
+    """... or below this HSV value (ink, pigment, dark artefacts stay)."""
+    min_content_share: float = 0.01
+    """A group with a smaller share of such cells is glass."""
+
+    def __post_init__(self) -> None:
+        for kind in self.leave_out:
+            if kind not in BACKGROUND_KINDS:
+                raise ValueError(
+                    f"background.leave_out {kind!r} is unknown: take {', '.join(BACKGROUND_KINDS)}"
+                )
+        for name in ("glass_saturation", "glass_brightness", "min_content_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"background.{name} {getattr(self, name)} lies outside 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Shares of the images in each split, used when the labels bring no split column."""
+
+    train: float = 0.8
+    validation: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        shares = (self.train, self.validation, self.test)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+            raise ValueError(
+                f"splits train {self.train}, validation {self.validation}, test {self.test} "
+                f"must be at least 0 and add up to 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """What a source may declare before it is taken for damaged or hostile."""
+
+    max_side_px: int = 10_000_000
+    max_gigapixels: float = 1_000.0
+    max_bands: int = 4096
+    max_tile_mb: int = 512
+    """The largest tile or strip a source may hold: a decoder must keep all of one in memory."""
+    max_download_gb: float = 100.0
+    """The largest remote slide copied to the worker's disk (openslide reads local files only)."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"limits.{name} {value} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """Everything one preprocessing job needs; credentials come from the environment only."""
+
+    sources: str | list[str]
+    """A folder (searched through), a list of files, or a CSV or Parquet table with `uri`."""
+    output: str
+    """A folder or s3://bucket/prefix."""
+    grouping: GroupingConfig
+    labels: str | None = None
+    """CSV or Parquet: `image`, one or more label columns, and `split` if you have one."""
+    background: BackgroundConfig = field(default_factory=BackgroundConfig)
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    on_error: Literal["quarantine", "fail"] = "quarantine"
+    if_exists: Literal["refuse", "replace"] = "refuse"
+    shard_mb: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty: name a folder, files or a table")
+        if not self.output:
+            raise ValueError("output is empty: name a folder or s3://bucket/prefix")
+        if self.on_error not in ("quarantine", "fail"):
+            raise ValueError(f"on_error {self.on_error!r} is unknown: take quarantine or fail")
+        if self.if_exists not in ("refuse", "replace"):
+            raise ValueError(f"if_exists {self.if_exists!r} is unknown: take refuse or replace")
+        if not 1 <= self.shard_mb <= 2048:
+            raise ValueError(f"shard_mb {self.shard_mb} lies outside 1 to 2048")

@@ -1,0 +1,92 @@
+"""Read pixels: addresses of groups in, the same rows with their squares of pixels out."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.grid import Grid
+from pipeline.readers.protocol import ImageReader, SourceError
+from pipeline.schema import tensor_column
+
+ADDRESSES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("group", pa.int32()),
+        ("row", pa.int32()),
+        ("column", pa.int32()),
+        ("top_px", pa.int64()),
+        ("left_px", pa.int64()),
+        ("valid_height_px", pa.int32()),
+        ("valid_width_px", pa.int32()),
+    ]
+)
+
+
+def addresses(image_id: str, *, grid: Grid, first: int, count: int) -> pa.Table:
+    """Groups first .. first + count of one image as rows."""
+    groups = np.arange(first, first + count)
+    row, column = np.divmod(groups, grid.columns)
+    top, left = row * grid.side_px, column * grid.side_px
+    columns = [
+        pa.array([image_id] * count),
+        groups,
+        row,
+        column,
+        top,
+        left,
+        np.minimum(grid.side_px, grid.height_px - top),
+        np.minimum(grid.side_px, grid.width_px - left),
+    ]
+    return pa.table(
+        [
+            pa.array(values).cast(field.type)
+            for values, field in zip(columns, ADDRESSES, strict=True)
+        ],
+        schema=ADDRESSES,
+    )
+
+
+def extract_groups(rows: pa.Table, *, image: ImageReader, grid: Grid) -> pa.Table:
+    """Stage 3 of 5: addresses -> pixels.
+
+    Takes    ADDRESSES: neighbours in one row of one image's grid
+    Gives    the same rows in the same order, plus
+             pixels: [side, side, bands] in the source's dtype, 0 beyond the valid extent
+    Runs as  a part of the store task: a source is opened once a piece, because opening a
+             pyramidal TIFF costs far more than one read; all rows are one read
+    Memory   two times rows * side^2 * bands * bytes a value: what the reader gives, and the squares
+    Fails    SourceError with the window that could not be decoded
+    """
+    first, count = rows["group"][0].as_py(), rows.num_rows
+    window = grid.span(first, count)
+    strip = image.read(window)
+    header, side = image.header, grid.side_px
+    wanted = (window.height_px, window.width_px, header.bands)
+    if strip.shape != wanted or strip.dtype != np.dtype(header.dtype):
+        raise SourceError(f"gave {strip.shape} {strip.dtype} for {wanted}", window=window)
+    squares = np.zeros((count, side, side, header.bands), header.dtype)
+    for place in range(count):
+        tile = strip[:, place * side : (place + 1) * side]
+        squares[place, : tile.shape[0], : tile.shape[1]] = tile
+    return rows.append_column("pixels", tensor_column(squares))
+
+
+def squares_of(groups: pa.Table) -> np.ndarray:
+    """The pixels of a table of groups as [group, side, side, bands], without a copy."""
+    column = groups["pixels"].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0)
+    return column.to_numpy_ndarray()
+
+
+def flat_bytes(pixels: np.ndarray) -> memoryview:
+    """The bytes of contiguous pixels, for checksums."""
+    return pixels.reshape(-1).view(np.uint8).data
+
+
+def group_hash(group: int, valid_height_px: int, valid_width_px: int, square: np.ndarray) -> bytes:
+    """sha256 over a group's place, valid extent and pixels: what an image's hash is made of."""
+    digest = hashlib.sha256(np.array([group, valid_height_px, valid_width_px], "<i8").tobytes())
+    digest.update(flat_bytes(square))
+    return digest.digest()

@@ -1,0 +1,145 @@
+"""GeoTIFF, COG, BigTIFF, JPEG 2000, PNG and JPEG through rasterio (GDAL).
+
+Bands are kept as they are, an alpha band included. What marks missing pixels is the declared nodata
+value; internal masks are not read. Sidecar files (.aux.xml, .ovr, .msk) are never looked for: the pixels of an
+image are a function of its own bytes.
+"""
+
+import warnings
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterWindow
+
+from pipeline.grid import Window
+from pipeline.readers.protocol import ImageHeader, SourceError, check_level
+
+DRIVERS = {
+    ".tif": "GTiff",
+    ".tiff": "GTiff",
+    ".btf": "GTiff",
+    ".jp2": "JP2OpenJPEG",
+    ".j2k": "JP2OpenJPEG",
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+}
+# GDAL's own default takes 5 % of the machine for decoded tiles, in every worker.
+CACHE_MB = 64
+MICRONS = {"2": 25_400.0, "3": 10_000.0}  # TIFF resolution units: inch, centimetre
+
+
+class RasterioReader:
+    """One raster at one level; `opener` is the fsspec filesystem of a remote path."""
+
+    def __init__(
+        self, path: str, *, suffix: str, level: int, bands: list[int] | None, opener: Any = None
+    ) -> None:
+        self._stack = ExitStack()
+        self._stack.enter_context(
+            rasterio.Env(
+                GDAL_CACHEMAX=CACHE_MB,
+                GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
+                GDAL_PAM_ENABLED="NO",
+                GDAL_NUM_THREADS="1",
+            )
+        )
+        options: dict[str, Any] = {"driver": DRIVERS[suffix]}
+        if opener is not None:
+            options["opener"] = opener
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                whole = self._stack.enter_context(rasterio.open(path, **options))
+                num_levels = 1 + len(whole.overviews(1))
+                check_level(level, num_levels=num_levels)
+                self._source = whole
+                if level:
+                    options["overview_level"] = level - 1
+                    self._source = self._stack.enter_context(rasterio.open(path, **options))
+            self._bands = bands or list(whole.indexes)
+            self.header = self._describe(whole, num_levels=num_levels)
+        except (RasterioError, OSError) as error:
+            self._stack.close()
+            raise SourceError(_deepest(error)) from error
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _describe(self, whole: rasterio.DatasetReader, *, num_levels: int) -> ImageHeader:
+        source = self._source
+        if max(self._bands) > source.count:
+            raise SourceError(f"band {max(self._bands)} does not exist: it has {source.count}")
+        kept = [band - 1 for band in self._bands]
+        dtypes = {source.dtypes[band] for band in kept}
+        if len(dtypes) > 1:
+            raise SourceError(
+                f"bands of different types {sorted(dtypes)}: choose bands of one type"
+            )
+        nodata = {repr(source.nodatavals[band]): source.nodatavals[band] for band in kept}
+        if len(nodata) > 1:
+            raise SourceError(f"bands with different nodata values {sorted(nodata)}")
+        tile_height, tile_width = source.block_shapes[0]
+        # An overview's own transform is not kept by every writer; the whole image's is.
+        down = (whole.width / source.width, whole.height / source.height)
+        mpp_x, mpp_y = (None, None) if whole.crs else _spacing(whole.tags(), down)
+        placed = None if whole.transform.is_identity else whole.transform * Affine.scale(*down)
+        return ImageHeader(
+            width_px=source.width,
+            height_px=source.height,
+            bands=len(kept),
+            dtype=dtypes.pop(),
+            num_levels=num_levels,
+            tile_height_px=tile_height,
+            tile_width_px=tile_width,
+            nodata=next(iter(nodata.values())),
+            mpp_x=mpp_x,
+            mpp_y=mpp_y,
+            crs=whole.crs.to_wkt() if whole.crs else None,
+            transform=None if placed is None else tuple(placed[:6]),
+        )
+
+    def read(self, window: Window) -> np.ndarray:
+        place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
+        try:
+            planes = self._source.read(self._bands, window=place)
+        except (RasterioError, OSError) as error:
+            raise SourceError(_deepest(error), window=window) from error
+        return np.moveaxis(planes, 0, -1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+
+def _deepest(error: BaseException) -> str:
+    """Rasterio says 'See previous exception': this is the previous one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def _spacing(
+    tags: dict[str, str], down: tuple[float, float]
+) -> tuple[float, float] | tuple[None, None]:
+    """Microns per px from TIFF resolution tags, as openslide reads them."""
+    microns = MICRONS.get(tags.get("TIFFTAG_RESOLUTIONUNIT", "")[:1])
+    try:
+        per_unit = [float(tags[f"TIFFTAG_{axis}RESOLUTION"]) for axis in "XY"]
+    except (KeyError, ValueError):
+        return None, None
+    if microns is None or min(per_unit) <= 0:
+        return None, None
+    return down[0] * microns / per_unit[0], down[1] * microns / per_unit[1]

@@ -1,0 +1,127 @@
+"""What a dataset tells about itself and its images: frozen records, checked where they are read."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.schema import IMAGES, SCHEMA_VERSION, PixelFormat, check_shard_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A run of an image's groups in one shard; each takes num_bytes / num_batches bytes."""
+
+    shard: str
+    first_batch: int
+    num_batches: int
+    start_byte: int
+    num_bytes: int
+
+    def __post_init__(self) -> None:
+        check_shard_name(self.shard)
+        if self.num_batches < 1 or self.start_byte < 0 or self.num_bytes % self.num_batches:
+            raise ValueError(f"{self.shard}: impossible byte range {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """One image of a dataset; lengths in px of the stored level."""
+
+    image_id: str
+    uri: str
+    width_px: int
+    height_px: int
+    level: int
+    bands: int
+    dtype: str
+    nodata: float | None
+    mpp_x: float | None
+    mpp_y: float | None
+    crs: str | None
+    transform: tuple[float, ...] | None
+    grid_rows: int
+    grid_columns: int
+    split: str
+    groups: tuple[int, ...]
+    """Stored groups, row * grid_columns + column, rising."""
+    parts: tuple[Part, ...]
+    sha256: str
+    labels: dict[str, str | float | None]
+
+    @staticmethod
+    def from_row(row: dict[str, Any]) -> "ImageRecord":
+        known = {name: row[name] for name in IMAGES.names}
+        return ImageRecord(
+            **{
+                **known,
+                "transform": None if row["transform"] is None else tuple(row["transform"]),
+                "groups": tuple(row["groups"]),
+                "parts": tuple(Part(**part) for part in row["parts"]),
+            },
+            labels={name: value for name, value in row.items() if name not in known},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageGroups:
+    """The groups of one image, as arrays of equal length."""
+
+    pixels: list[np.ndarray]
+    """[side, side, bands] each, read-only; local ones are views on the memory map."""
+    group: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    valid_height_px: np.ndarray
+    valid_width_px: np.ndarray
+    crc32: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """dataset.json."""
+
+    schema_version: int
+    digest: str
+    generation: str
+    group_side_px: int
+    formats: tuple[PixelFormat, ...]
+    label_columns: dict[str, str]
+    """Label column -> "class" or "number"."""
+    classes: dict[str, tuple[str, ...]]
+    splits: dict[str, int]
+    """Split -> number of images."""
+    images: int
+    groups: int
+    quarantined: int
+    settings: dict[str, Any]
+    tables: dict[str, dict[str, str]]
+    """images, quarantine -> file name and sha256."""
+
+    @staticmethod
+    def from_json(content: bytes, *, of: str) -> "DatasetInfo":
+        try:
+            raw = json.loads(content)
+            version = raw["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise ValueError(
+                    f"{of}: schema version {version}, this farreach reads {SCHEMA_VERSION}; "
+                    f"preprocess it again"
+                )
+            formats = tuple(
+                PixelFormat(
+                    **{
+                        **kept,
+                        "band_mean": tuple(kept["band_mean"]),
+                        "band_std": tuple(kept["band_std"]),
+                    }
+                )
+                for kept in raw["formats"]
+            )
+            classes = {name: tuple(names) for name, names in raw["classes"].items()}
+            return DatasetInfo(**{**raw, "formats": formats, "classes": classes})
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{of}: dataset.json is damaged ({error!r}); preprocess again"
+            ) from error

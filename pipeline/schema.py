@@ -1,0 +1,126 @@
+"""The on-disk contract of a dataset, with units and a version.
+
+    DATASET/
+      dataset.json        written last; without it there is no dataset
+      images.parquet      a row an image (IMAGES, plus one column a label), sorted by image_id
+      quarantine.parquet  a row an image that could not be read (QUARANTINE)
+      shards/*.arrow      Arrow IPC files of one pixel format; a record batch is a group (group_schema)
+
+dataset.json names the other files. A dataset that replaces another one takes the other set of names
+(images-b.parquet, shards/b-*.arrow), so writing dataset.json is the one moment of change.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+INFO = "dataset.json"
+UNFINISHED = "unfinished.json"
+"""Lies beside the data while it is being written: the next run may clean up what it names."""
+GENERATIONS = ("a", "b")
+SHARD_NAME = re.compile(r"shards/[ab]-\d{6,}\.arrow")
+OUR_FILES = re.compile(r"(images|quarantine)(-b)?\.parquet|shards/[ab]-\d{6,}\.arrow")
+PARTIAL = re.compile(r"(?:shards/)?\.[\w.-]+\.partial-[0-9a-f]{8}")
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+
+PART = pa.struct(
+    [
+        ("shard", pa.string()),  # path below the dataset
+        ("first_batch", pa.int32()),
+        ("num_batches", pa.int32()),
+        ("start_byte", pa.int64()),  # where the first of its record batch messages begins
+        ("num_bytes", pa.int64()),  # all of them; each has num_bytes / num_batches bytes
+    ]
+)
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("width_px", pa.int64()),  # at `level`, as every length here
+        ("height_px", pa.int64()),
+        ("level", pa.int32()),
+        ("bands", pa.int32()),
+        ("dtype", pa.string()),
+        ("nodata", pa.float64()),  # null: none declared; NaN and inf are missing in any case
+        ("mpp_x", pa.float64()),  # microns per px; null where unknown or where a CRS rules
+        ("mpp_y", pa.float64()),
+        ("crs", pa.string()),  # WKT
+        ("transform", pa.list_(pa.float64())),  # a b c d e f: x = a col + b row + c, y = d .. f
+        ("grid_rows", pa.int32()),
+        ("grid_columns", pa.int32()),
+        ("split", pa.string()),
+        ("groups", pa.list_(pa.int32())),  # stored groups, row * grid_columns + column, rising
+        ("parts", pa.list_(PART)),  # in the order of groups
+        ("sha256", pa.string()),  # of its groups' hashes in order
+    ]
+)
+QUARANTINE = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("window", pa.string()),  # which px were being read; null when it did not open
+        ("cause", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelFormat:
+    """Images that may share a batch: one number of bands, one dtype, and their statistics."""
+
+    bands: int
+    dtype: str
+    band_mean: tuple[float, ...] = ()
+    band_std: tuple[float, ...] = ()
+    images: int = 0
+    groups: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.bands} x {self.dtype}"
+
+
+def group_schema(*, side_px: int, bands: int, dtype: str) -> pa.Schema:
+    """One row a group. Rows of one image have equal size on disk, so any run of them is one range."""
+    element = pa.from_numpy_dtype(np.dtype(dtype))
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("group", pa.int32()),
+            ("row", pa.int32()),
+            ("column", pa.int32()),
+            ("top_px", pa.int64()),
+            ("left_px", pa.int64()),
+            ("valid_height_px", pa.int32()),
+            ("valid_width_px", pa.int32()),
+            ("crc32", pa.uint32()),  # of the pixels' bytes
+            ("pixels", pa.fixed_shape_tensor(element, [side_px, side_px, bands])),
+        ]
+    )
+
+
+def shard_name(number: int, *, generation: str) -> str:
+    return f"shards/{generation}-{number:06d}.arrow"
+
+
+def table_name(kind: str, *, generation: str) -> str:
+    """`images` or `quarantine` as a file name: plain in the first generation."""
+    return f"{kind}.parquet" if generation == GENERATIONS[0] else f"{kind}-{generation}.parquet"
+
+
+def check_shard_name(name: str) -> str:
+    """A shard named by a table that somebody else may have written must stay below the dataset."""
+    if not SHARD_NAME.fullmatch(name):
+        raise ValueError(f"images table names the shard {name!r}, which no dataset of ours holds")
+    return name
+
+
+def tensor_column(pixels: np.ndarray) -> pa.ExtensionArray:
+    """[group, side, side, bands] as a fixed_shape_tensor column, without a copy."""
+    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(pixels.dtype), list(pixels.shape[1:]))
+    size = int(np.prod(pixels.shape[1:]))
+    values = pa.array(pixels.reshape(-1))
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(values, size))

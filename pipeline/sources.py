@@ -1,0 +1,112 @@
+"""From what the user named to a table of images: an id and a place each.
+
+    a folder     every known image below it; id = path below the folder without its suffix
+    files        id = file name without its suffix
+    a table      column `uri` (relative ones count from the table), optional `image` = id
+
+Ids are what labels refer to, so two images may not share one.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+
+from pipeline.readers.open import SUFFIXES, suffix_of
+from pipeline.storage import Location
+from pipeline.tables import is_table, read_table
+
+SOURCES = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
+ID_PART = re.compile(r"[^\\/\x00-\x1f\x7f]{1,255}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The images of a job, and the files beside them that are none."""
+
+    images: pa.Table
+    """SOURCES, sorted by image_id."""
+    ignored_files: list[str] = field(default_factory=list)
+
+
+def find_images(sources: str | list[str]) -> Found:
+    """The images that `sources` names; ValueError or FileNotFoundError names what is wrong."""
+    if isinstance(sources, list):
+        return Found(images=_table(_files(Location.of(uri) for uri in sources)))
+    place = Location.of(sources)
+    if is_table(sources):
+        return Found(images=_table(_rows(place)))
+    if suffix_of(sources) in SUFFIXES and not place.is_folder():
+        return Found(images=_table(_files([place])))
+    return _folder(place)
+
+
+def _folder(place: Location) -> Found:
+    names = place.files()
+    if not names and not place.exists():
+        raise FileNotFoundError(
+            f"{place}: no such folder; sources names a folder, files or a table"
+        )
+    # DICOM slides are several files of one image: a folder cannot say which one stands for it.
+    known = [name for name in names if suffix_of(name) in SUFFIXES and suffix_of(name) != ".dcm"]
+    if not known:
+        raise ValueError(
+            f"{place}: no image among its {len(names)} file(s); known are {', '.join(SUFFIXES)}"
+        )
+    pairs = [(str(PurePosixPath(name).with_suffix("")), place.child(name)) for name in known]
+    return Found(images=_table(pairs), ignored_files=sorted(set(names) - set(known)))
+
+
+def _files(places: Iterable[Location]) -> list[tuple[str, Location]]:
+    return [(PurePosixPath(place.path).stem, _present(place)) for place in places]
+
+
+def _rows(table: Location) -> list[tuple[str, Location]]:
+    rows = read_table(table, text_columns=("uri", "image"))
+    if "uri" not in rows.column_names:
+        raise ValueError(f"{table}: no column 'uri'; it has {', '.join(rows.column_names)}")
+    base = str(PurePosixPath(table.path).parent)
+    pairs = []
+    for row in rows.to_pylist():
+        uri = row["uri"]
+        if not uri:
+            raise ValueError(f"{table}: a row has no uri")
+        place = Location.of(uri, base=base)
+        if not table.is_local and "://" not in uri:
+            place = Location(scheme=table.scheme, path=f"{base}/{uri}")
+        image = row.get("image") or PurePosixPath(place.path).stem
+        pairs.append((image, _present(place)))
+    return pairs
+
+
+def _present(place: Location) -> Location:
+    if suffix_of(place.path) not in SUFFIXES:
+        raise ValueError(f"{place}: no known image suffix; known are {', '.join(SUFFIXES)}")
+    if not place.exists():
+        raise FileNotFoundError(f"{place}: not found")
+    return place
+
+
+def _table(pairs: list[tuple[str, Location]]) -> pa.Table:
+    if not pairs:
+        raise ValueError("sources names no image")
+    seen: dict[str, Location] = {}
+    for image, place in pairs:
+        check_id(image, place=place)
+        if image in seen:
+            raise ValueError(
+                f"two images are called {image!r}: {seen[image]} and {place}; "
+                f"rename one, or give a table with columns uri and image"
+            )
+        seen[image] = place
+    rows = [{"image_id": image, "uri": str(seen[image])} for image in sorted(seen)]
+    return pa.Table.from_pylist(rows, schema=SOURCES)
+
+
+def check_id(image: str, *, place: Location) -> None:
+    """An id is a relative path of plain parts: it may end up in file names."""
+    parts = image.split("/")
+    if not all(ID_PART.fullmatch(part) and part not in (".", "..") for part in parts):
+        raise ValueError(f"{place}: {image!r} cannot be an image's id: use a plain relative name")

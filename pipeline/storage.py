@@ -1,0 +1,156 @@
+"""Where things lie: a folder or an S3 bucket, through fsspec, with errors a user can act on.
+
+Credentials, region and endpoint come from the environment as every AWS client reads them
+(AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ...); no setting holds a secret.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+SCHEMES = ("file", "s3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """A file or folder; `path` is what its filesystem understands."""
+
+    scheme: str
+    path: str
+
+    @staticmethod
+    def of(uri: str, *, base: str = "") -> "Location":
+        """Local paths become absolute (from `base`, else the working folder)."""
+        scheme, mark, rest = uri.partition("://")
+        if not mark:
+            return Location(scheme="file", path=os.path.abspath(os.path.join(base, uri)))
+        if scheme == "file":
+            return Location(scheme="file", path=os.path.abspath(rest))
+        if scheme not in SCHEMES or "::" in uri:
+            raise ValueError(f"{uri}: only local paths and s3:// can be read or written")
+        if not rest.strip("/"):
+            raise ValueError(f"{uri}: name a bucket, as in s3://bucket/prefix")
+        return Location(scheme=scheme, path=rest.rstrip("/"))
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.scheme}://{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        return self.scheme == "file"
+
+    @property
+    def filesystem(self) -> Any:
+        # A cached listing would miss what other workers have written since.
+        options = {} if self.is_local else {"use_listings_cache": False}
+        return fsspec.filesystem(self.scheme, **options)
+
+    def child(self, name: str) -> "Location":
+        return Location(scheme=self.scheme, path=f"{self.path.rstrip('/')}/{name}")
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[Any]:
+        with _explained(self), self.filesystem.open(self.path, "rb") as source:
+            yield source
+
+    def read_bytes(self) -> bytes:
+        with _explained(self):
+            return self.filesystem.cat_file(self.path)
+
+    def read_range(self, start: int, size: int) -> bytes:
+        """One ranged read; shorter only where the file is."""
+        with _explained(self):
+            return self.filesystem.cat_file(self.path, start=start, end=start + size)
+
+    def size(self) -> int:
+        with _explained(self):
+            return int(self.filesystem.info(self.path)["size"])
+
+    def exists(self) -> bool:
+        with _explained(self):
+            try:
+                self.filesystem.info(self.path)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def is_folder(self) -> bool:
+        with _explained(self):
+            return bool(self.filesystem.isdir(self.path))
+
+    def files(self) -> list[str]:
+        """Every file below, as sorted paths relative to here; none when the folder is absent."""
+        with _explained(self):
+            try:
+                found = self.filesystem.find(self.path)
+            except FileNotFoundError:
+                if self.is_local or self.filesystem.exists(self.path.split("/")[0]):
+                    return []
+                raise
+        root = self.path.rstrip("/") + "/"
+        return sorted(name.removeprefix(root) for name in found if name.startswith(root))
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[Path]:
+        """A draft on the local disk that becomes this file, whole, when the block ends well.
+
+        A block that leaves no draft writes nothing.
+        """
+        if self.is_local:
+            final = Path(self.path)
+            with _explained(self):
+                final.parent.mkdir(parents=True, exist_ok=True)
+            draft = final.with_name(f".{final.name}.partial-{uuid4().hex[:8]}")
+            try:
+                yield draft
+                if draft.exists():
+                    draft.replace(final)
+            finally:
+                draft.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="farreach-") as folder:
+            draft = Path(folder) / "draft"
+            yield draft
+            if not draft.exists():
+                return
+            with _explained(self):
+                self.filesystem.put_file(str(draft), self.path)
+
+    def write_bytes(self, content: bytes) -> None:
+        with self.writer() as draft:
+            draft.write_bytes(content)
+
+    def delete(self) -> None:
+        with _explained(self), contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm_file(self.path)
+
+
+@contextlib.contextmanager
+def _explained(place: Location) -> Iterator[None]:
+    """What the store answered, as one line that names the place."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        missing = "" if place.is_local else " (no such bucket or key)"
+        raise FileNotFoundError(f"{place}: not found{missing}") from error
+    except (PermissionError, NoCredentialsError) as error:
+        remedy = "check its permissions" if place.is_local else "check the AWS_* environment"
+        raise PermissionError(f"{place}: access refused ({_line(error)}): {remedy}") from error
+    except (ClientError, BotoCoreError) as error:
+        raise ConnectionError(f"{place}: {_line(error)}") from error
+    except OSError as error:
+        if place.is_local:
+            raise
+        raise ConnectionError(f"{place}: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

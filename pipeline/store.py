@@ -1,0 +1,213 @@
+"""Write shards: the task that reads a piece of the plan, keeps its content and stores it."""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.background import leave_out_background
+from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
+from pipeline.extract import addresses, extract_groups, flat_bytes, group_hash, squares_of
+from pipeline.grid import groups_per_read
+from pipeline.plan import grid_of, group_bytes, header_of, peak_gb
+from pipeline.readers.open import open_image
+from pipeline.readers.protocol import SourceError
+from pipeline.schema import PART, group_schema, tensor_column
+from pipeline.statistics import measure
+from pipeline.storage import Location
+
+READ_BYTES = 32_000_000
+"""The most pixels one read of a source brings, unless a single group is larger."""
+
+STORED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("first_group", pa.int32()),  # of the piece, as planned
+        ("num_groups", pa.int32()),
+        ("groups", pa.list_(pa.int32())),  # those stored
+        ("hashes", pa.binary()),  # 32 bytes a stored group
+        ("moments", pa.list_(pa.list_(pa.float64()))),  # Moments.row() a stored group
+        ("part", PART),  # null when nothing was stored
+        ("window", pa.string()),
+        ("cause", pa.string()),  # null when all went well
+        ("peak_worker_gb", pa.float64()),
+    ]
+)
+
+
+def store_shards(
+    shards: pa.Table,
+    *,
+    output: str,
+    grouping: GroupingConfig,
+    background: BackgroundConfig,
+    limits: LimitsConfig,
+) -> pa.Table:
+    """Stage 5 of 5: shards -> shard files, and an index of what is in them.
+
+    Takes    SHARDS
+    Gives    STORED, a row a piece; the pixels are in the file, never in the table
+    Runs as  a task of one CPU a shard: extract, leave out background, measure, write
+    Memory   about three times READ_BYTES, and shard_mb where a shard holds whole images: such an
+             image is written once all of it has been read, so a damaged one leaves no byte behind
+    Fails    never on a source: a damaged one becomes a cause; OSError when the output refuses
+    """
+    rows: list[dict[str, Any]] = []
+    for shard in shards.to_pylist():
+        with ShardWriter(Location.of(output), shard["shard"]) as writer:
+            for piece in shard["pieces"]:
+                stored = _store_piece(
+                    piece,
+                    writer=writer,
+                    hold=shard["whole_images"],
+                    grouping=grouping,
+                    background=background,
+                    limits=limits,
+                )
+                rows.append({**stored, "peak_worker_gb": peak_gb()})
+    return pa.Table.from_pylist(rows, schema=STORED)
+
+
+def _store_piece(
+    piece: dict[str, Any],
+    *,
+    writer: "ShardWriter",
+    hold: bool,
+    grouping: GroupingConfig,
+    background: BackgroundConfig,
+    limits: LimitsConfig,
+) -> dict[str, Any]:
+    """One image's share of a shard; with `hold` nothing is written before all of it was read."""
+    stored: dict[str, Any] = {
+        **{name: piece[name] for name in ("image_id", "first_group", "num_groups")},
+        "groups": [],
+        "moments": [],
+    }
+    hashes, held, nodata = [], [], piece["header"]["nodata"]
+    start = writer.position
+    try:
+        for groups in _content(piece, grouping=grouping, background=background, limits=limits):
+            squares = squares_of(groups)
+            for place, address in enumerate(groups.drop_columns("pixels").to_pylist()):
+                height, width = address["valid_height_px"], address["valid_width_px"]
+                tile = squares[place, :height, :width]
+                stored["groups"].append(address["group"])
+                stored["moments"].append(measure(tile, nodata=nodata).row())
+                hashes.append(group_hash(address["group"], height, width, squares[place]))
+            held.append(groups)
+            if not hold:
+                writer.write(held.pop())
+    except (SourceError, OSError) as error:
+        if isinstance(error, WriteError):
+            raise
+        if not hold:
+            writer.discard()
+        cause = error if isinstance(error, SourceError) else SourceError(str(error))
+        window = None if cause.window is None else str(cause.window)
+        return {**stored, "groups": [], "moments": [], "window": window, "cause": cause.cause}
+    for groups in held:
+        writer.write(groups)
+    return {**stored, "hashes": b"".join(hashes), "part": writer.part_since(start)}
+
+
+def _content(
+    piece: dict[str, Any],
+    *,
+    grouping: GroupingConfig,
+    background: BackgroundConfig,
+    limits: LimitsConfig,
+) -> Iterator[pa.Table]:
+    """The piece's groups that hold something, a strip at a time."""
+    planned = header_of(piece)
+    side = grouping.group_side_px
+    grid = grid_of(planned, side_px=side)
+    most = groups_per_read(
+        side_px=side,
+        tile_px=planned.tile_width_px,
+        most=max(1, READ_BYTES // group_bytes(planned, side_px=side)),
+    )
+    with open_image(
+        piece["uri"], level=grouping.level, bands=grouping.bands, limits=limits
+    ) as image:
+        if repr(image.header) != repr(planned):  # repr: NaN nodata equals itself
+            raise SourceError("changed while it was being preprocessed")
+        for first, count in grid.runs(piece["first_group"], piece["num_groups"], most=most):
+            rows = addresses(piece["image_id"], grid=grid, first=first, count=count)
+            groups = extract_groups(rows, image=image, grid=grid)
+            groups = leave_out_background(groups, background=background, nodata=planned.nodata)
+            if groups.num_rows:
+                yield groups
+
+
+class WriteError(OSError):
+    """The output, not a source, refuses."""
+
+
+class ShardWriter:
+    """One Arrow IPC file: appears whole when the block ends, not at all if nothing was written."""
+
+    def __init__(self, dataset: Location, shard: str) -> None:
+        self._shard = shard
+        self._pending = dataset.child(shard).writer()
+        self._writer: Any = None
+        self._discarded = False
+        self.position = (0, 0)
+        """Batches and bytes written so far."""
+
+    def __enter__(self) -> "ShardWriter":
+        self._draft = self._pending.__enter__()
+        return self
+
+    def write(self, groups: pa.Table) -> None:
+        """One record batch a row, checksum added."""
+        squares = squares_of(groups)
+        try:
+            for place, address in enumerate(groups.drop_columns("pixels").to_pylist()):
+                self._append(address, squares[place : place + 1])
+        except OSError as error:
+            raise WriteError(f"{self._shard}: cannot be written ({error})") from error
+
+    def _append(self, address: dict[str, Any], square: np.ndarray) -> None:
+        if self._writer is None:
+            _, side, _, bands = square.shape
+            self._schema = group_schema(side_px=side, bands=bands, dtype=str(square.dtype))
+            self._file = pa.OSFile(str(self._draft), "wb")
+            self._writer = pa.ipc.new_file(self._file, self._schema)
+        values = {**address, "crc32": zlib.crc32(flat_bytes(square))}
+        # Arrays of their own, not slices: a slice drags padding along, and sizes would differ.
+        columns = [pa.array([values[f.name]], f.type) for f in self._schema if f.name in values]
+        batch = pa.record_batch([*columns, tensor_column(square)], schema=self._schema)
+        self._writer.write_batch(batch)
+        self.position = (self.position[0] + 1, self._file.tell())
+        self._last_bytes = pa.ipc.get_record_batch_size(batch)
+
+    def part_since(self, start: tuple[int, int]) -> dict[str, Any] | None:
+        """Where the batches written since `start` lie; all of one image, so all of one size."""
+        batches, end = self.position[0] - start[0], self.position[1]
+        if not batches:
+            return None
+        num_bytes = batches * self._last_bytes
+        # The file's header goes out with the first batch, so only the end is known beforehand.
+        if start[0] and end - num_bytes != start[1]:
+            raise AssertionError("record batches of one image differ in size")
+        return {
+            "shard": self._shard,
+            "first_batch": start[0],
+            "num_batches": batches,
+            "start_byte": end - num_bytes,
+            "num_bytes": num_bytes,
+        }
+
+    def discard(self) -> None:
+        """Leave no file; only for a shard that holds nothing else."""
+        self._discarded = True
+
+    def __exit__(self, *error: Any) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._file.close()
+        if self._discarded:
+            self._draft.unlink(missing_ok=True)
+        self._pending.__exit__(*error)
