@@ -67,7 +67,9 @@ class GroupToken(nn.Module):
         self.num_groups = num_groups
         self.stem = Stem(inputs=num_groups, width=width)
 
-    def forward(self, tokens: DataTokens, identity: Float[Tensor, "g q t"]) -> DataTokens:
+    def forward(
+        self, tokens: DataTokens, identity: Float[Tensor, "g q t"]
+    ) -> Float[Tensor, "g q+n d"]:
         """Tokens with those that name their group put before them."""
         return torch.cat([self.stem(identity), tokens], 1)
 

@@ -45,6 +45,8 @@ def encoder_config(official: Mapping[str, Any], *, identities: int | None) -> En
         raise ValueError(
             f"x_size={official['x_size']} is not divisible by num_groups={official['num_groups']}"
         )
+    if identities not in (None, official["num_groups"]):
+        raise ValueError(f"y names {identities} groups, the config {official['num_groups']}")
     return EncoderConfig(
         patch_px=1,
         trunk=TrunkConfig(

@@ -7,6 +7,7 @@ the weights carry a copy of it, so that two halves of different saves do not pas
 import json
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,18 @@ MAX_CONFIG_BYTES = 1_000_000
 
 def save(model: Model, folder: str | Path) -> Path:
     """Write the model; each file appears whole or not at all."""
+    return save_tensors(model.state_dict(), model.config, folder)
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor], config: ModelConfig, folder: str | Path
+) -> Path:
+    """Write a model whose tensors were gathered elsewhere, under the names of its state dict."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    declared = {"version": VERSION, "model": config_to_dict(model.config)}
+    declared = {"version": VERSION, "model": config_to_dict(config)}
     text = json.dumps(declared, indent=2, sort_keys=True) + "\n"
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     draft = folder / f".{WEIGHTS}.{os.getpid()}"
     save_file(state, draft, metadata={"format": "pt", "config": text})
     os.replace(draft, folder / WEIGHTS)
