@@ -25,6 +25,7 @@ class StoredImage:
 
     @property
     def format(self) -> tuple[int, str]:
+        """Bands and dtype."""
         return self.row["bands"], self.row["dtype"]
 
 

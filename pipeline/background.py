@@ -15,13 +15,9 @@ def is_missing(pixels: np.ndarray, *, nodata: float | None) -> np.ndarray:
         gone = ~np.isfinite(pixels)
         return gone if nodata is None or np.isnan(nodata) else gone | (pixels == nodata)
     limits = np.iinfo(pixels.dtype)
-    if nodata is None or nodata != int_or_none(nodata) or not limits.min <= nodata <= limits.max:
-        return np.zeros(pixels.shape, bool)
+    if nodata is None or nodata % 1 or not limits.min <= nodata <= limits.max:
+        return np.zeros(pixels.shape, bool)  # a value that no integer pixel can have
     return pixels == pixels.dtype.type(int(nodata))
-
-
-def int_or_none(value: float) -> int | None:
-    return int(value) if np.isfinite(value) and value == int(value) else None
 
 
 def leave_out_background(
@@ -32,11 +28,12 @@ def leave_out_background(
     Takes    ADDRESSES plus pixels
     Gives    the rows that hold content, in the same order
     Runs as  a part of the store task, on what was just read
-    Memory   a copy of the kept rows when some are left out; 40 bytes a value of one group for glass
+    Memory   a copy of the kept rows when some are left out; one byte a value of one group, and for
+             glass two 8-byte values a column and 8 rows
     Fails    never; glass is only asked of RGB uint8, which the flow has checked
-    Source   nodata: every value of the valid extent is missing. glass: saturation threshold of CLAM (Lu et al. 2021,
-             doi:10.1038/s41551-020-00682-w; 8 of 255), whose 7 px median blur is a mean over 8 px cells
-             here so that a group is judged on its own pixels alone
+    Source   nodata: every value of the valid extent is missing. glass: the saturation threshold of
+             CLAM (Lu et al. 2021, doi:10.1038/s41551-020-00682-w; 8 of 255), whose 7 px median blur
+             is a mean over 8 px cells here, so that a group is judged on its own pixels alone
     """
     if not background.leave_out:
         return groups

@@ -14,7 +14,7 @@ class GroupingConfig:
     group_side_px: int
     """Side of the square that becomes one group, in px of the chosen level."""
     patch_px: int = 16
-    """The patch side training intends; only checked here, since groups are stored as plain tiles."""
+    """The patch side training intends; only checked here: groups are stored as plain tiles."""
     level: int = 0
     """0 is full resolution; 1 the first overview, and so on."""
     bands: list[int] | None = None

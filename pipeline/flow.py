@@ -67,7 +67,7 @@ def _user_error(error: BaseException) -> BaseException:
     while inner is not None:
         if isinstance(inner, OSError | ValueError) and not isinstance(inner, RayTaskError):
             return inner
-        inner = inner.__cause__
+        inner = getattr(inner, "cause", None) or inner.__cause__
     return error
 
 
@@ -134,7 +134,8 @@ def preprocess(
 
 def publish(claimed: Claim, assembly: Assembly, *, labels: Labels, config: PreprocessConfig) -> str:
     """Write the tables and, last, dataset.json; gives the digest."""
-    assert not assembly.unfinished, f"pieces are missing of {assembly.unfinished[:3]}"
+    if assembly.unfinished:
+        raise AssertionError(f"pieces are missing of {assembly.unfinished[:3]}")
     claimed.remove(assembly.orphans)
     images = [assembly.images[name] for name in sorted(assembly.images)]
     names = [image.row["image_id"] for image in images]
@@ -182,9 +183,10 @@ def _check_probed(probed: pa.Table, assembly: Assembly, *, config: PreprocessCon
     for row in probed.to_pylist():
         header = row["header"]
         if header and (header["bands"], header["dtype"]) != (3, "uint8"):
+            has = f"{header['bands']} of {header['dtype']}"
             raise ValueError(
-                f"{row['uri']}: glass is only told in 3 bands of uint8, this has {header['bands']} of "
-                f"{header['dtype']}; choose grouping.bands, or leave out nodata only"
+                f"{row['uri']}: glass is told in 3 bands of uint8, this has {has}; "
+                f"choose grouping.bands, or leave out nodata only"
             )
 
 

@@ -4,8 +4,8 @@
     group i = (i // columns, i % columns)  row-major, from the top left corner
     valid extent of group (r, c) = min(side, height - r side) x min(side, width - c side)
 
-The grid starts at the image's origin, so wherever the source's tile side divides the group side, every
-window cuts the source between its tiles and no tile is decoded twice.
+The grid starts at the image's origin, so wherever the source's tile side divides the group side,
+every window cuts the source between its tiles and no tile is decoded twice.
 """
 
 from collections.abc import Iterator
@@ -43,14 +43,17 @@ class Grid:
 
     @property
     def rows(self) -> int:
+        """Groups from top to bottom."""
         return -(-self.height_px // self.side_px)
 
     @property
     def columns(self) -> int:
+        """Groups from left to right."""
         return -(-self.width_px // self.side_px)
 
     @property
     def num_groups(self) -> int:
+        """Groups that cover the image."""
         return self.rows * self.columns
 
     def place(self, group: int) -> tuple[int, int]:
@@ -64,8 +67,8 @@ class Grid:
     def span(self, first: int, count: int) -> Window:
         """The valid extent of `count` neighbours in one row, from group `first` to the right."""
         row, column = self.place(first)
-        assert 0 <= row < self.rows, f"group {first} lies outside {self}"
-        assert column + count <= self.columns, f"{count} groups from {first} leave their row"
+        if not 0 <= row < self.rows or column + count > self.columns:
+            raise IndexError(f"{count} group(s) from {first} leave {self} or their row")
         top, left = row * self.side_px, column * self.side_px
         return Window(
             top_px=top,
@@ -93,7 +96,6 @@ def groups_per_read(*, side_px: int, tile_px: int, most: int) -> int:
     With tiles wider than groups (or not dividing them) a run of any length would decode the tile
     under its right edge twice; where no run up to `most` fits, `most` stands.
     """
-    assert most >= 1
     for count in range(most, 0, -1):
         if count * side_px % tile_px == 0:
             return count

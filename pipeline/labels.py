@@ -76,6 +76,7 @@ def read_labels(uri: str | None, *, images: list[str], splits: SplitConfig) -> L
 
 
 def split_of(image: str, *, splits: SplitConfig) -> str:
+    """The split of an image by the equation above; other images do not matter."""
     digest = hashlib.sha256(f"{splits.seed}:{image}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     if place < splits.train:
@@ -112,20 +113,13 @@ def _label_columns(schema: pa.Schema, *, place: Location) -> dict[str, str]:
             raise ValueError(
                 f"{place}: a label cannot be called {column.name!r}; rename the column"
             )
-        kind = column.type
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        held = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_integer(held) or pa.types.is_floating(held):
             columns[column.name] = "number"
-        elif (
-            pa.types.is_string(kind)
-            or pa.types.is_large_string(kind)
-            or pa.types.is_boolean(kind)
-            or (pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type))
-        ):
+        elif held in (pa.string(), pa.large_string(), pa.string_view(), pa.bool_()):
             columns[column.name] = "class"
         else:
-            raise ValueError(
-                f"{place}: label {column.name!r} is of type {kind}; use text or numbers"
-            )
+            raise ValueError(f"{place}: label {column.name!r} is {held}; use text or numbers")
     if not columns:
         raise ValueError(f"{place}: no label column beside image and split")
     return columns
@@ -136,10 +130,10 @@ def _label(value: object, *, kind: str, of: str) -> Label:
         return None
     if kind == "class":
         return str(value).lower() if isinstance(value, bool) else str(value)
-    assert isinstance(value, int | float)
-    if not math.isfinite(value):
+    number = float(str(value))
+    if not math.isfinite(number):
         raise ValueError(f"{of} is {value}; leave it empty or give a number")
-    return float(value)
+    return number
 
 
 def _split(value: str | None, image: str, place: Location) -> str:

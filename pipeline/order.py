@@ -4,8 +4,8 @@
     global batch = permutation(digest, seed, epoch)[place B : (place + 1) B]
     worker's share = global batch[rank :: num_workers]
 
-Neither the number of workers nor a restart enters the global batch. Every image comes exactly once an
-epoch; the last batch of an epoch is smaller where B does not divide the images.
+Neither the number of workers nor a restart enters the global batch. Every image comes exactly once
+an epoch; the last batch of an epoch is smaller where B does not divide the images.
 """
 
 import hashlib

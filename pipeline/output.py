@@ -5,8 +5,8 @@
     dataset.json      last: from this moment on the dataset exists (or the old one is replaced)
     clean-up          the former generation's files, then unfinished.json
 
-A crash at any point leaves the old dataset, the new one, or none that looks whole; the next run cleans
-up. Only files with names of ours are ever deleted.
+A crash at any point leaves the old dataset, the new one, or none that looks whole; the next run
+cleans up. Only files with names of ours are ever deleted.
 """
 
 import hashlib
@@ -41,6 +41,7 @@ class Claim:
         return {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
 
     def remove(self, names: set[str]) -> None:
+        """Delete files of this generation."""
         for name in sorted(names):
             self.place.child(name).delete()
 

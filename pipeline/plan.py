@@ -102,10 +102,12 @@ def _check_grid(header: ImageHeader, *, grouping: GroupingConfig) -> None:
 
 
 def grid_of(header: ImageHeader, *, side_px: int) -> Grid:
+    """The grid over an image."""
     return Grid(height_px=header.height_px, width_px=header.width_px, side_px=side_px)
 
 
 def group_bytes(header: ImageHeader, *, side_px: int) -> int:
+    """The bytes of one group's pixels."""
     return side_px * side_px * header.bands * np.dtype(header.dtype).itemsize
 
 

@@ -52,6 +52,7 @@ class ImageRecord:
 
     @staticmethod
     def from_row(row: dict[str, Any]) -> "ImageRecord":
+        """A row of images.parquet; columns beyond IMAGES are labels."""
         known = {name: row[name] for name in IMAGES.names}
         return ImageRecord(
             **{
@@ -101,6 +102,7 @@ class DatasetInfo:
 
     @staticmethod
     def from_json(content: bytes, *, of: str) -> "DatasetInfo":
+        """The content of dataset.json, or a ValueError that names the dataset."""
         try:
             raw = json.loads(content)
             version = raw["schema_version"]

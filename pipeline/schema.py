@@ -4,7 +4,7 @@
       dataset.json        written last; without it there is no dataset
       images.parquet      a row an image (IMAGES, plus one column a label), sorted by image_id
       quarantine.parquet  a row an image that could not be read (QUARANTINE)
-      shards/*.arrow      Arrow IPC files of one pixel format; a record batch is a group (group_schema)
+      shards/*.arrow      Arrow IPC files of one pixel format; a record batch is a group
 
 dataset.json names the other files. A dataset that replaces another one takes the other set of names
 (images-b.parquet, shards/b-*.arrow), so writing dataset.json is the one moment of change.
@@ -84,7 +84,7 @@ class PixelFormat:
 
 
 def group_schema(*, side_px: int, bands: int, dtype: str) -> pa.Schema:
-    """One row a group. Rows of one image have equal size on disk, so any run of them is one range."""
+    """One row a group. Those of an image are of equal size on disk: any run is one range."""
     element = pa.from_numpy_dtype(np.dtype(dtype))
     return pa.schema(
         [
@@ -103,6 +103,7 @@ def group_schema(*, side_px: int, bands: int, dtype: str) -> pa.Schema:
 
 
 def shard_name(number: int, *, generation: str) -> str:
+    """A shard's path below the dataset."""
     return f"shards/{generation}-{number:06d}.arrow"
 
 

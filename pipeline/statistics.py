@@ -4,7 +4,7 @@
     a + b: n = na + nb, mean = ma + d nb / n, m2 = m2a + m2b + d^2 na nb / n,   d = mb - ma
     std = sqrt(m2 / n)
 
-Groups are merged in the order of (image, group), so the numbers are the same to the last bit however
+Groups are merged in the order of (image, group): the numbers are the same to the last bit however
 the groups were spread over shards and workers. Source: Chan, Golub, LeVeque 1983.
 """
 
@@ -28,6 +28,7 @@ class Moments:
 
     @classmethod
     def nothing(cls, bands: int) -> Self:
+        """Of no values: what a sum starts from."""
         return cls(count=np.zeros(bands), mean=np.zeros(bands), m2=np.zeros(bands))
 
     def __add__(self, other: "Moments") -> "Moments":
@@ -42,6 +43,7 @@ class Moments:
 
     @property
     def std(self) -> np.ndarray:
+        """Per band, over all values (not n - 1)."""
         return np.sqrt(self.m2 / np.maximum(self.count, 1))
 
     def row(self) -> list[float]:
@@ -50,6 +52,7 @@ class Moments:
 
     @classmethod
     def from_row(cls, row: np.ndarray) -> Self:
+        """What `row` flattened."""
         count, mean, m2 = np.asarray(row, np.float64).reshape(3, -1)
         return cls(count=count, mean=mean, m2=m2)
 

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  # type: ignore[import-untyped]
 
 SCHEMES = ("file", "s3")
 
@@ -45,23 +45,28 @@ class Location:
 
     @property
     def is_local(self) -> bool:
+        """Whether other libraries can open `path` as a file."""
         return self.scheme == "file"
 
     @property
     def filesystem(self) -> Any:
+        """The fsspec filesystem that understands `path`."""
         # A cached listing would miss what other workers have written since.
         options = {} if self.is_local else {"use_listings_cache": False}
         return fsspec.filesystem(self.scheme, **options)
 
     def child(self, name: str) -> "Location":
+        """What lies below under a relative name."""
         return Location(scheme=self.scheme, path=f"{self.path.rstrip('/')}/{name}")
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[Any]:
+        """An open binary file."""
         with _explained(self), self.filesystem.open(self.path, "rb") as source:
             yield source
 
     def read_bytes(self) -> bytes:
+        """The whole content."""
         with _explained(self):
             return self.filesystem.cat_file(self.path)
 
@@ -71,10 +76,12 @@ class Location:
             return self.filesystem.cat_file(self.path, start=start, end=start + size)
 
     def size(self) -> int:
+        """Bytes."""
         with _explained(self):
             return int(self.filesystem.info(self.path)["size"])
 
     def exists(self) -> bool:
+        """Whether there is a file or folder; a bucket that refuses is an error."""
         with _explained(self):
             try:
                 self.filesystem.info(self.path)
@@ -83,6 +90,7 @@ class Location:
             return True
 
     def is_folder(self) -> bool:
+        """Whether it is a folder, or a prefix with something below."""
         with _explained(self):
             return bool(self.filesystem.isdir(self.path))
 
@@ -125,10 +133,12 @@ class Location:
                 self.filesystem.put_file(str(draft), self.path)
 
     def write_bytes(self, content: bytes) -> None:
+        """Write a small file, atomically."""
         with self.writer() as draft:
             draft.write_bytes(content)
 
     def delete(self) -> None:
+        """Delete a file; one that is gone already is no error."""
         with _explained(self), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path)
 

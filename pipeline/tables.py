@@ -9,6 +9,7 @@ SUFFIXES = (".csv", ".parquet")
 
 
 def is_table(uri: str) -> bool:
+    """Whether its name says table."""
     return uri.lower().endswith(SUFFIXES)
 
 

@@ -18,6 +18,7 @@ SUFFIXES = (*DRIVERS, *SLIDES)
 
 
 def suffix_of(uri: str) -> str:
+    """The last suffix in lower case, dot included."""
     return PurePosixPath(uri).suffix.lower()
 
 

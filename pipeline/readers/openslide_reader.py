@@ -1,4 +1,4 @@
-"""Whole-slide images (SVS, NDPI, MRXS, SCN, VMS, BIF, DICOM) through openslide; always RGB uint8."""
+"""Whole-slide images (SVS, NDPI, MRXS, SCN, VMS, BIF, DICOM) through openslide: RGB uint8."""
 
 from types import TracebackType
 from typing import Self
@@ -52,6 +52,7 @@ class OpenSlideReader:
         )
 
     def read(self, window: Window) -> np.ndarray:
+        """[height, width, bands]; what the scanner skipped shows the slide's background colour."""
         down = self._slide.level_downsamples[self._level]
         corner = (round(window.left_px * down), round(window.top_px * down))
         try:
@@ -63,7 +64,6 @@ class OpenSlideReader:
         pixels = np.asarray(region)
         colour, alpha = pixels[..., :3], pixels[..., 3:]
         if alpha.min() < 255:
-            # What the scanner skipped is transparent; it shows the slide's own background.
             share = alpha.astype(np.float32) / 255
             paper = np.array(self._paper, np.float32)
             colour = np.rint(colour * share + paper * (1 - share)).astype(np.uint8)

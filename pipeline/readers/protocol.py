@@ -52,7 +52,9 @@ class ImageReader(Protocol):
     """One image at one level, open."""
 
     @property
-    def header(self) -> ImageHeader: ...
+    def header(self) -> ImageHeader:
+        """What is known before a pixel is read."""
+        ...
 
     def read(self, window: Window) -> np.ndarray:
         """[height, width, bands] in the source's dtype; SourceError when it cannot be decoded."""

@@ -1,8 +1,8 @@
 """GeoTIFF, COG, BigTIFF, JPEG 2000, PNG and JPEG through rasterio (GDAL).
 
 Bands are kept as they are, an alpha band included. What marks missing pixels is the declared nodata
-value; internal masks are not read. Sidecar files (.aux.xml, .ovr, .msk) are never looked for: the pixels of an
-image are a function of its own bytes.
+value; internal masks are not read. Sidecar files (.aux.xml, .ovr, .msk) are never looked for: the
+pixels of an image are a function of its own bytes.
 """
 
 import warnings
@@ -105,6 +105,7 @@ class RasterioReader:
         )
 
     def read(self, window: Window) -> np.ndarray:
+        """[height, width, bands] of the chosen bands."""
         place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
         try:
             planes = self._source.read(self._bands, window=place)

@@ -1,0 +1,76 @@
+"""Cut huge images into patch groups and store them as Arrow.
+
+Run      farreach preprocess CONFIG.yaml [key=value ...]
+Submit   farreach submit preprocess CONFIG.yaml [key=value ...] --address http://HEAD:8265
+Reads    `sources`: a folder, a list of files or a CSV/Parquet table with `uri` (GeoTIFF, COG,
+         BigTIFF, JPEG 2000, PNG, JPEG, SVS, NDPI, MRXS ...; local or s3://); `labels`: a CSV or
+         Parquet table with `image`, label columns and perhaps `split`
+Writes   `output`/dataset.json, images.parquet, quarantine.parquet, shards/*.arrow
+Needs    CPU cores only; each worker holds one core and well under 1 GB
+Again    a finished output is refused unless if_exists=replace; an unfinished one is cleaned up
+
+Example  farreach preprocess sources=scans output=dataset grouping.group_side_px=512
+"""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jobs.cluster import connect
+from pipeline.config import PreprocessConfig
+from pipeline.flow import PreprocessReport, preprocess
+
+__all__ = ["PreprocessConfig", "main"]
+
+QUARANTINE_LINES = 5
+
+
+def main(config: PreprocessConfig) -> PreprocessReport:
+    """Make the dataset; its dataset.json is written last, or is missing."""
+    console = Console(soft_wrap=True)
+    with connect(), _bar(console) as bar:
+        task = bar.add_task("reading headers", total=None)
+        report = preprocess(
+            config,
+            progress=lambda done, total: bar.update(
+                task, description="storing groups", completed=done, total=total
+            ),
+        )
+    _say(report, console)
+    return report
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console)
+
+
+def _say(report: PreprocessReport, console: Console) -> None:
+    """What was written, what was not, and what to type next."""
+    speed = report.megapixels / report.seconds
+    console.print(
+        f"{report.images} image(s), {report.groups} group(s) stored, {report.left_out_groups} "
+        f"left out as background; {report.megapixels:.1f} megapixels in {report.seconds:.1f} s "
+        f"({speed:.1f} megapixels/s), at most {report.peak_worker_gb:.2f} GB a worker",
+        highlight=False,
+    )
+    if report.ignored_files:
+        console.print(f"{len(report.ignored_files)} file(s) are no images and were passed over")
+    if report.quarantined:
+        console.print(f"{len(report.quarantined)} image(s) in quarantine:")
+        for uri, window, cause in report.quarantined[:QUARANTINE_LINES]:
+            where = f" at {window}" if window else ""
+            console.print(f"  {escape(uri)}{where}: {escape(cause)}", highlight=False)
+        more = len(report.quarantined) - QUARANTINE_LINES
+        if more > 0:
+            console.print(f"  and {more} more, in {escape(report.output)}/quarantine*.parquet")
+    console.print(f"wrote {escape(report.output)}  ({report.digest})", highlight=False)
+    console.print(
+        f"next: farreach train CONFIG.yaml dataset={escape(report.output)}", highlight=False
+    )
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_entry
+
+    run_entry(PreprocessConfig, main, "preprocess")
