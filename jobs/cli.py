@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from jobs import models
 from jobs.runner import exit_codes, run_config, run_entry, split_arguments
 
 __all__ = ["app", "main", "run_entry"]
@@ -30,7 +31,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 def module_help(name: str) -> str:
@@ -48,7 +48,7 @@ ConfigFile = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[key=value ...]", help="Settings that replace those of the file."),
+    typer.Argument(metavar="key=value", help="Settings that replace those of the file."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -91,6 +91,9 @@ def doctor(debug: Debug = False) -> None:
     """Check this machine."""
     with exit_codes("doctor", debug=debug):
         import_module("jobs.doctor").main()
+
+
+app.add_typer(models.app, name="models", help=module_help("models"))
 
 
 @app.command(help=module_help("submit"))

@@ -53,6 +53,7 @@ def require_tracking(uri: str | None = None) -> str:
             )
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow  # two seconds, and it reads the environment
@@ -92,6 +93,13 @@ class Run:
 
         values = {name: float(value) for name, value in metrics.items()}
         mlflow.log_metrics(values, step=step, run_id=self.run_id)
+
+    def last_step(self, metric: str) -> int:
+        """The newest step that the run has of a metric, 0 without one."""
+        import mlflow
+
+        history = mlflow.MlflowClient().get_metric_history(self.run_id, metric)
+        return max((each.step for each in history), default=0)
 
     def log_dataset(
         self, uri: str, *, name: str, digest: str, context: str, counts: Mapping[str, int]

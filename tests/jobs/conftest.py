@@ -20,7 +20,9 @@ def empty_store(tmp_path_factory) -> Path:
     import mlflow
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)  # where MLflow puts the artifacts of its default experiment
+        mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 

@@ -1,0 +1,55 @@
+"""What MLflow runs when a registered model predicts: this file, the weights, and no pickle.
+
+MLflow stores the file beside the weights and executes it when the model is loaded (its
+"models from code"); it may import nothing but what is stored with it (fit_model) or pinned there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from fit_model import weights
+from fit_model.groups import GroupBatch
+from fit_model.heads import ClassifyConfig
+
+PER_IMAGE = ("grid_rows", "grid_columns", "nodata")
+
+
+class ServedModel(mlflow.pyfunc.PythonModel):
+    """Arrays of groups in, one row an image out: each class's probability or each target."""
+
+    _skip_type_hint_validation = True  # the signature that is stored says more than hints can
+
+    def load_context(self, context: Any) -> None:
+        """Load the weights once."""
+        self.model = weights.load(Path(context.artifacts["weights"]).parent)
+
+    # MLflow takes hints of predict for a schema, and knows none for arrays by name
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """One image at a time, so that memory holds one; rows in the order of `image`."""
+        head = self.model.config.head
+        names = head.classes if isinstance(head, ClassifyConfig) else head.targets
+        rows = [
+            self._predict_image({name: array[chosen] for name, array in model_input.items()})
+            for number in np.unique(model_input["image"])
+            for chosen in [model_input["image"] == number]
+        ]
+        return pd.DataFrame(np.stack(rows).astype(np.float64), columns=list(names))
+
+    def _predict_image(self, groups: dict[str, NDArray]) -> NDArray:
+        groups = groups | {"image": np.zeros_like(groups["image"])}
+        groups |= {name: groups[name][:1] for name in PER_IMAGE}
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in groups.items()
+        }
+        with torch.inference_mode():
+            outputs = self.model(GroupBatch(**tensors))
+            return self.model.head.predictions(outputs)[0].float().numpy()
+
+
+mlflow.models.set_model(ServedModel())

@@ -1,0 +1,191 @@
+"""A registered version predicts what the folder it was made from predicts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from fit_model import weights
+from fit_model.body import TrunkConfig
+from fit_model.encoder import EncoderConfig
+from fit_model.groups import GroupBatch, collate
+from fit_model.heads import ClassifyConfig
+from fit_model.models import Model, ModelConfig, build
+from fit_model.tokens import InputConfig
+from jobs import registry, tracking
+from jobs.errors import UserError
+from jobs.model_signature import arrays_of
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(1)
+    trunk = TrunkConfig(
+        layers="(1)1", width=8, latent_width=8, latents_per_group=2, heads=2, latent_heads=2
+    )
+    config = ModelConfig(
+        encoder=EncoderConfig(patch_px=4, trunk=trunk),
+        input=InputConfig(bands=3, group_side_px=8, band_mean=(99.0,) * 3, band_std=(50.0,) * 3),
+        head=ClassifyConfig(classes=("cat", "dog")),
+    )
+    return build(config).eval()
+
+
+@pytest.fixture
+def batch() -> GroupBatch:
+    generator = np.random.default_rng(2)
+    return collate([image(generator, rows, columns) for rows, columns in [(1, 1), (2, 3)]])
+
+
+def image(generator, rows: int, columns: int) -> GroupBatch:
+    row, column = (torch.from_numpy(each.ravel()) for each in np.indices((rows, columns)))
+    full = torch.full((rows * columns,), 8)
+    return GroupBatch(
+        pixels=torch.from_numpy(generator.integers(0, 255, (rows * columns, 8, 8, 3), np.uint8)),
+        image=torch.zeros(rows * columns, dtype=torch.int64),
+        row=row,
+        column=column,
+        valid_height_px=full,
+        valid_width_px=full,
+        grid_rows=torch.tensor([rows]),
+        grid_columns=torch.tensor([columns]),
+        nodata=torch.tensor([float("nan")], dtype=torch.float64),
+    )
+
+
+def register(model: Model, folder: Path, **changes) -> int:
+    weights.save(model, folder / "trained")
+    with tracking.open_run("scenes", system_metrics=False) as run:
+        pass
+    given = {
+        "pixel_dtype": "uint8",
+        "alias": "champion",
+        "metrics": {"accuracy": 0.75},
+        "dataset_digest": "d" * 64,
+        "card": "# Cats and dogs\n\nTrained on eight scenes.",
+    }
+    return registry.register(run.run_id, folder / "trained", "animals", **(given | changes))
+
+
+FRESH = """
+import json, mlflow, numpy
+model = mlflow.pyfunc.load_model("models:/animals@champion")
+given = dict(numpy.load("groups.npz"))
+import fit_model  # the one that is stored with the weights
+print(json.dumps([fit_model.__file__, model.predict(given).to_dict("list")]))
+"""
+
+
+def test_a_fresh_process_predicts_the_same_with_the_code_stored_beside_the_weights(
+    store, model, batch
+):
+    assert register(model, store) == 1
+    np.savez(store / "groups.npz", **arrays_of(batch))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "MLFLOW_TRACKING_URI": tracking.tracking_uri()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH],
+        cwd=store,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    code, seen = json.loads(done.stdout)
+    assert code.startswith(str(store / "mlruns"))
+    assert list(seen) == ["cat", "dog"]
+    with torch.inference_mode():
+        expected = model.head.predictions(model(batch)).numpy()
+    np.testing.assert_allclose(np.array([seen["cat"], seen["dog"]]).T, expected, atol=1e-6)
+
+
+def test_a_version_carries_its_lineage_and_nothing_that_is_pickled(store, model):
+    register(model, store)
+    found = mlflow.MlflowClient(tracking.tracking_uri()).get_model_version("animals", "1")
+    assert found.tags["dataset_digest"] == "d" * 64
+    assert found.tags["farreach_version"]
+    assert found.description.startswith("# Cats and dogs")
+    seen = registry.show("animals")
+    assert seen.metrics == {"accuracy": 0.75}
+    assert seen.address == "animals@champion"
+    assert seen.run_id == found.run_id
+    files = [path for path in (store / "mlruns").rglob("*") if path.is_file()]
+    assert {"model.safetensors", "config.json", "MODEL_CARD.md"} <= {path.name for path in files}
+    assert not [path for path in files if path.suffix in {".pkl", ".pt", ".pth", ".pickle"}]
+    signature = mlflow.models.get_model_info("models:/animals/1").signature
+    assert signature.inputs.input_dict()["pixels"].shape == (-1, 8, 8, 3)
+    assert [column.name for column in signature.outputs.inputs] == ["cat", "dog"]
+
+
+def test_a_pulled_folder_loads_to_the_same_outputs(store, model, batch):
+    register(model, store)
+    registry.pull("animals@champion", store / "deep" / "pulled")
+    pulled = weights.load(store / "deep" / "pulled")
+    with torch.inference_mode():
+        torch.testing.assert_close(pulled(batch), model(batch), rtol=0, atol=0)
+    assert sorted(path.name for path in (store / "deep").iterdir()) == ["pulled"]
+    with pytest.raises(UserError, match="not empty"):
+        registry.pull("animals@champion", store / "deep" / "pulled")
+
+
+def test_a_damaged_version_leaves_no_folder(store, model):
+    register(model, store)
+    stored = next((store / "mlruns").rglob("model.safetensors"))
+    stored.write_bytes(stored.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="damaged"):
+        registry.pull("animals", store / "pulled")
+    assert not (store / "pulled").exists()
+    assert not list(store.glob(".pull-*"))
+
+
+def test_an_alias_moves_from_version_to_version(store, model):
+    register(model, store)
+    assert register(model, store, alias=None, metrics={"accuracy": 0.9}) == 2
+    assert [(each.version, each.aliases) for each in registry.list_versions()] == [
+        (2, ()),
+        (1, ("champion",)),
+    ]
+    assert registry.promote("animals/2", "champion").aliases == ("champion",)
+    assert registry.show("animals@champion").version == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("animal", "no model 'animal'; there are: animals"),
+        ("animals@best", "no model 'animals@best'; animals has versions 1 and aliases champion"),
+        ("animals/7", "no model 'animals/7'; animals has versions 1 and aliases champion"),
+        ("animals/new", "'animals/new' is no model: write NAME@alias, NAME/version or NAME"),
+        ("it's", '"it\'s" is no model name'),
+    ],
+)
+def test_a_model_that_does_not_exist_is_refused_with_those_that_do(store, model, address, message):
+    register(model, store)
+    with pytest.raises(UserError) as caught:
+        registry.show(address)
+    assert message.strip('"') in str(caught.value).replace("'it's'", "it's\"")
+
+
+def test_an_unfinished_folder_is_not_registered(store, model):
+    weights.save(model, store / "broken")
+    (store / "broken" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        registry.register(
+            "0" * 32,
+            store / "broken",
+            "animals",
+            pixel_dtype="uint8",
+            alias=None,
+            metrics={},
+            dataset_digest="",
+            card="",
+        )
+    assert registry.list_versions() == []
