@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -163,7 +163,10 @@ class Exchange(nn.Module):
         self.run = run
 
     def forward(
-        self, asking: Positions, offering: Tensor, valid: ValidTokens | None = None
+        self,
+        asking: Positions,
+        offering: Float[Tensor, "b k c"],
+        valid: Bool[Tensor, "b k"] | None = None,
     ) -> Positions:
         """`asking` after it has read those of `offering` that are valid."""
         return self.run(self.layer, asking, offering, keys_alone(valid))

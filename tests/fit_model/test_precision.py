@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from fit_model.groups import collate
+from fit_model.heads import ClassifyConfig, RegressConfig
+from fit_model.models import build
+from tests.fit_model.examples import image, model_config, trunk_config
+
+BATCH = collate([image(2, 2, seed=1), image(3, 3, stored=[0, 4, 5], width_px=20, seed=2)])
+TARGETS = torch.tensor([0, 2])
+
+
+def step(model):
+    """Loss and gradients of one batch, with the same random numbers every time."""
+    torch.manual_seed(7)
+    loss = model.head.loss(model(BATCH), TARGETS)
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_bf16_stays_near_float32():
+    torch.manual_seed(0)
+    model = build(model_config()).eval()
+    wanted, gradients = step(model)
+    model.zero_grad()
+    outputs = model(BATCH)
+    model.to(torch.bfloat16)
+    assert model(BATCH).dtype == torch.float32
+    torch.testing.assert_close(model(BATCH), outputs, atol=0.05, rtol=0)
+    found, rough = step(model)
+    torch.testing.assert_close(found, wanted, atol=0.02, rtol=0)
+    exact = torch.cat([gradients[name].flatten() for name in gradients])
+    near = torch.cat([rough[name].float().flatten() for name in gradients])
+    assert torch.cosine_similarity(exact, near, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_activations_gives_the_same_loss_and_gradients(rate, dtype):
+    results = []
+    for checkpointing in ("none", "layer"):
+        torch.manual_seed(0)
+        trunk = trunk_config(checkpointing=checkpointing, dropout=rate, drop_path=rate)
+        results.append(step(build(model_config(trunk=trunk)).to(dtype).train()))
+    (loss, gradients), (again, recomputed) = results
+    assert torch.equal(loss, again)
+    assert gradients.keys() == recomputed.keys()
+    for name in gradients:
+        assert torch.equal(gradients[name], recomputed[name]), name
+
+
+def test_recomputing_keeps_fewer_activations():
+    kept = {}
+    for checkpointing in ("none", "layer"):
+        model = build(model_config(trunk=trunk_config(checkpointing=checkpointing)))
+        sizes = []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(BATCH)
+        kept[checkpointing] = sum(sizes)
+    assert kept["layer"] < kept["none"] / 2
+
+
+def test_dropout_acts_in_training_alone():
+    model = build(model_config(trunk=trunk_config(dropout=0.3, drop_path=0.3)))
+    assert not torch.equal(model.train()(BATCH), model(BATCH))
+    assert torch.equal(model.eval()(BATCH), model(BATCH))
+
+
+def test_every_parameter_but_the_unused_output_norm_learns():
+    _, gradients = step(build(model_config()))
+    idle = {name for name, _ in build(model_config()).named_parameters()} - gradients.keys()
+    assert idle == {"encoder.token_norm.weight", "encoder.token_norm.bias"}
+
+
+def test_regression_speaks_the_units_of_its_targets():
+    head = RegressConfig(targets=("age", "size"), target_mean=(60.0, 1e6), target_std=(10.0, 1e3))
+    model = build(model_config(head=head))
+    targets = torch.tensor([[60.0, 1e6 + 1e3], [50.0, 1e6]], dtype=torch.float64)
+    perfect = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    assert model.head.loss(perfect, targets) == 0
+    torch.testing.assert_close(model.head.predictions(perfect), targets.float())
+    assert model.head.loss(perfect + 2.0, targets) == 4
+
+
+def test_classes_get_probabilities():
+    head = build(model_config(head=ClassifyConfig(classes=("a", "b")))).head
+    logits = torch.tensor([[0.0, 0.0], [0.0, torch.log(torch.tensor(3.0))]])
+    torch.testing.assert_close(head.predictions(logits), torch.tensor([[0.5, 0.5], [0.25, 0.75]]))
+    torch.testing.assert_close(
+        head.loss(logits, torch.tensor([0, 1])), -torch.tensor([0.5, 0.75]).log().mean()
+    )
