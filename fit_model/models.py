@@ -98,6 +98,6 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     return configuration.to_dict(config)
 
 
-def config_from_dict(values: dict[str, Any]) -> ModelConfig:
+def config_from_dict(values: Any) -> ModelConfig:
     """The inverse of config_to_dict; refuses unknown keys, missing ones and wrong types."""
     return configuration.from_dict(ModelConfig, values)
