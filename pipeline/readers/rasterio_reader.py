@@ -88,7 +88,6 @@ class RasterioReader:
         # An overview's own transform is not kept by every writer; the whole image's is.
         down = (whole.width / source.width, whole.height / source.height)
         mpp_x, mpp_y = (None, None) if whole.crs else _spacing(whole.tags(), down)
-        placed = None if whole.transform.is_identity else whole.transform * Affine.scale(*down)
         return ImageHeader(
             width_px=source.width,
             height_px=source.height,
@@ -101,7 +100,7 @@ class RasterioReader:
             mpp_x=mpp_x,
             mpp_y=mpp_y,
             crs=whole.crs.to_wkt() if whole.crs else None,
-            transform=None if placed is None else tuple(placed[:6]),
+            transform=_scaled(whole.transform, down),
         )
 
     def read(self, window: Window) -> np.ndarray:
@@ -130,6 +129,14 @@ def _deepest(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error) or type(error).__name__
+
+
+def _scaled(transform: Affine, down: tuple[float, float]) -> tuple[float, ...] | None:
+    """From px of a level to the CRS: a column of it spans down[0] columns of the whole image."""
+    a, b, c, d, e, f = transform[:6]
+    if transform.is_identity:
+        return None
+    return (a * down[0], b * down[1], c, d * down[0], e * down[1], f)
 
 
 def _spacing(

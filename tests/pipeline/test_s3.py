@@ -1,0 +1,114 @@
+"""The same road over S3: sources, labels and output behind a real HTTP endpoint."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import s3fs
+
+from pipeline.config import GroupingConfig, LimitsConfig, PreprocessConfig
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.flow import preprocess
+from pipeline.readers.open import open_image
+from pipeline.readers.protocol import SourceError
+from tests.pipeline.scenes import in_process
+
+
+def to_s3(scans: Path, output: str, **settings: object) -> PreprocessConfig:
+    grouping = GroupingConfig(group_side_px=32)
+    return PreprocessConfig(sources=str(scans), output=output, grouping=grouping, **settings)
+
+
+def test_a_dataset_from_s3_to_s3_has_the_digest_and_pixels_of_a_local_one(
+    s3: s3fs.S3FileSystem, scans: Path, dataset: Dataset
+) -> None:
+    s3.put(f"{scans}/", "scans/in/", recursive=True)
+    config = to_s3(Path("-"), "s3://scans/out")
+    config = PreprocessConfig(**{**vars(config), "sources": "s3://scans/in"})
+    report = preprocess(config, run_stage=in_process)
+    assert report.digest == dataset.info.digest
+    remote = open_dataset("s3://scans/out")
+    assert remote.verify() == []
+    assert not s3.exists("scans/out/unfinished.json")
+    for here, there in zip(dataset.images(), remote.images(), strict=True):
+        assert there.uri.startswith("s3://scans/in/")
+        local, far = dataset.read(here), remote.read(there)
+        assert all(map(np.array_equal, local.pixels, far.pixels))
+
+
+def test_groups_of_an_image_come_in_one_ranged_read_a_part(
+    s3: s3fs.S3FileSystem, scans: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    preprocess(to_s3(scans, "s3://scans/ranges"), run_stage=in_process)
+    remote = open_dataset("s3://scans/ranges")
+    record = remote.images()[0]
+    with caplog.at_level("INFO", logger="werkzeug"):
+        caplog.clear()
+        some = remote.read(record, groups=slice(2, 5))
+        sent = [each.getMessage() for each in caplog.records]
+    assert len(sent) == 1
+    assert "GET" in sent[0]
+    assert " 206 " in sent[0]  # partial content
+    assert some.group.tolist() == list(record.groups[2:5])
+
+
+def test_a_slide_on_s3_is_copied_read_and_the_copy_removed(
+    s3: s3fs.S3FileSystem, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put_file(str(shared / "data" / "small.svs"), "scans/small.svs")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with open_image("s3://scans/small.svs") as slide:
+        assert slide.header.mpp_x == 0.499
+        assert any(tmp_path.rglob("slide.svs"))
+    assert not any(tmp_path.rglob("*"))
+    limits = LimitsConfig(max_download_gb=1e-6)
+    with (
+        pytest.raises(SourceError, match="max_download_gb"),
+        open_image("s3://scans/small.svs", limits=limits),
+    ):
+        pass
+
+
+def test_labels_and_a_table_of_uris_may_lie_on_s3(s3: s3fs.S3FileSystem, scans: Path) -> None:
+    s3.put_file(str(scans / "part0" / "scan0.tif"), "scans/lists/pictures/a.tif")
+    s3.pipe_file("scans/lists/images.csv", b"image,uri\n007,pictures/a.tif\n")
+    s3.pipe_file("scans/lists/labels.csv", b"image,kind\n007,oak\n")
+    grouping = GroupingConfig(group_side_px=32)
+    config = PreprocessConfig(
+        sources="s3://scans/lists/images.csv",
+        labels="s3://scans/lists/labels.csv",
+        output="s3://scans/listed",
+        grouping=grouping,
+    )
+    preprocess(config, run_stage=in_process)
+    (record,) = open_dataset("s3://scans/listed").images()
+    assert (record.image_id, record.labels) == ("007", {"kind": "oak"})
+
+
+@pytest.mark.parametrize("where", ["sources", "output"])
+def test_a_bucket_that_does_not_exist_is_one_clear_line(
+    s3: s3fs.S3FileSystem, scans: Path, tmp_path: Path, where: str
+) -> None:
+    settings = {"sources": str(scans), "output": str(tmp_path / "out"), where: "s3://nowhere/x"}
+    config = PreprocessConfig(**settings, grouping=GroupingConfig(group_side_px=32))
+    with pytest.raises(FileNotFoundError, match=r"^s3://nowhere/x: not found") as caught:
+        preprocess(config, run_stage=in_process)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_refuses_or_is_away_is_one_clear_line(
+    s3: s3fs.S3FileSystem, s3_endpoint: str, scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests.post(f"{s3_endpoint}/moto-api/reset-auth", data="0", timeout=5)
+    try:
+        with pytest.raises(PermissionError, match=r"^s3://scans/out: access refused .* AWS_"):
+            preprocess(to_s3(scans, "s3://scans/out"), run_stage=in_process)
+    finally:
+        requests.post(f"{s3_endpoint}/moto-api/reset-auth", data="inf", timeout=5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(ConnectionError, match=r"^s3://scans/out: Could not connect") as caught:
+        preprocess(to_s3(scans, "s3://scans/out"), run_stage=in_process)
+    assert "\n" not in str(caught.value)
