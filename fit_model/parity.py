@@ -57,8 +57,10 @@ def read(path: Path) -> Golden:
 
 def encode(golden: Golden) -> Arrays:
     """Outputs of an encoder file: data tokens `x` and `latents`."""
-    x = golden.inputs["x"]
-    y = golden.inputs.get("y")
+    others = [name for name in golden.inputs if name != "x"]
+    if "x" not in golden.inputs or len(others) > 1:
+        raise ValueError(f"an encoder takes x and names of groups, not {', '.join(golden.inputs)}")
+    x, y = golden.inputs["x"], golden.inputs[others[0]] if others else None
     config = encoder_config(golden.config, identities=None if y is None else y.shape[-1])
     encoder = Encoder(
         config,
@@ -104,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in options.files:
         try:
             largest = differences(read(path))
-        except (ValueError, KeyError, RuntimeError) as error:
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
             print(f"{path}: {error}", file=sys.stderr)
             worst = 2
             continue

@@ -78,6 +78,11 @@ def test_the_group_token_comes_from_the_inputs(tmp_path):
     assert parity.main([str(path), "--tolerance", "2e-5"]) == 0
 
 
+def test_settings_that_only_describe_the_file_are_no_obstacle(tmp_path):
+    path = write(tmp_path / "golden.npz", BASE | {"seed": 3, "drop_att": 0.0, "comment": "hello"})
+    assert parity.main([str(path), "--tolerance", "2e-5"]) == 0
+
+
 def test_a_difference_beyond_the_tolerance_exits_1(tmp_path, capsys):
     path = write(tmp_path / "golden.npz", BASE, change=1e-3)
     assert parity.main([str(path)]) == 1
@@ -89,7 +94,6 @@ def test_a_difference_beyond_the_tolerance_exits_1(tmp_path, capsys):
     [
         ({"kind": "telepathy"}, "telepathy"),
         ({"mask": "spiral"}, "spiral"),
-        ({"colour": "red"}, "colour"),
         ({"x_size": 37}, "divisible"),
         ({"layers": "(1)2(1)2"}, "weights"),
         ({"layers": "(1)2(0)1"}, "x_network_1"),
@@ -105,6 +109,14 @@ def test_what_cannot_be_compared_exits_2_with_one_line(tmp_path, capsys, changes
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_inputs_that_no_encoder_takes_exit_2(tmp_path, capsys):
+    path = write(tmp_path / "golden.npz", BASE)
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays, **{"inputs/time": np.zeros(2), "inputs/cond": np.zeros(2)})
+    assert parity.main([str(path)]) == 2
+    assert "time, cond" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_npz_exits_2(tmp_path, capsys):
