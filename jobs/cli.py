@@ -43,47 +43,47 @@ def module_help(name: str) -> str:
     return "\n\n".join("\b\n" + paragraph for paragraph in text.split("\n\n"))
 
 
-ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG.yaml", help="The settings of the job.", show_default=False)
-]
-Overrides = Annotated[
+Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="key=value", help="Settings that replace those of the file."),
+    typer.Argument(
+        metavar="CONFIG.yaml key=value",
+        help="A settings file, if there is one, and settings that replace those of the file.",
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def run_job(name: str, path: Path | None, overrides: list[str] | None, *, debug: bool) -> None:
+def run_job(name: str, settings: list[str] | None, *, debug: bool) -> None:
     """Import a job, read its settings and run it."""
     with exit_codes(name, debug=debug):
+        path, overrides = split_arguments(settings or [])
         module = import_module(f"jobs.{name}")
         config_class = getattr(module, CONFIG_CLASSES[name])
-        run_config(name, config_class, module.main, path=path, overrides=overrides or [])
+        run_config(name, config_class, module.main, path=path, overrides=overrides)
 
 
 @app.command(help=module_help("preprocess"))
-def preprocess(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+def preprocess(settings: Settings = None, debug: Debug = False) -> None:
     """Cut images into patch groups."""
-    run_job("preprocess", config, overrides, debug=debug)
+    run_job("preprocess", settings, debug=debug)
 
 
 @app.command(help=module_help("train"))
-def train(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+def train(settings: Settings = None, debug: Debug = False) -> None:
     """Train a model."""
-    run_job("train", config, overrides, debug=debug)
+    run_job("train", settings, debug=debug)
 
 
 @app.command(help=module_help("evaluate"))
-def evaluate(config: ConfigFile, overrides: Overrides = None, debug: Debug = False) -> None:
+def evaluate(settings: Settings = None, debug: Debug = False) -> None:
     """Measure a model."""
-    run_job("evaluate", config, overrides, debug=debug)
+    run_job("evaluate", settings, debug=debug)
 
 
 @app.command(help=module_help("demo"))
-def demo(overrides: Overrides = None, debug: Debug = False) -> None:
+def demo(settings: Settings = None, debug: Debug = False) -> None:
     """Run the whole road on a small dataset."""
-    path, rest = split_arguments(overrides or [])
-    run_job("demo", path, rest, debug=debug)
+    run_job("demo", settings, debug=debug)
 
 
 @app.command(help=module_help("doctor"))
@@ -99,10 +99,7 @@ app.add_typer(models.app, name="models", help=module_help("models"))
 @app.command(help=module_help("submit"))
 def submit(
     name: Annotated[str, typer.Argument(metavar="NAME", help="preprocess, train, evaluate ...")],
-    config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG.yaml", help="The settings of the job.")
-    ] = None,
-    overrides: Overrides = None,
+    settings: Settings = None,
     address: Annotated[
         str | None,
         typer.Option(help="The cluster's job server; else RAY_API_SERVER_ADDRESS, else loopback."),
@@ -111,7 +108,8 @@ def submit(
 ) -> None:
     """Send a job to a Ray cluster."""
     with exit_codes("submit", debug=debug):
-        import_module("jobs.submit").main(name, config, overrides or [], address=address)
+        path, overrides = split_arguments(settings or [])
+        import_module("jobs.submit").main(name, path, overrides, address=address)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ Again    Ctrl-C leaves the job running and says how to stop it
 """
 
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -66,6 +67,7 @@ def _client(address: str) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # not a line for each upload
     try:
         client = JobSubmissionClient(address)
         client.get_version()

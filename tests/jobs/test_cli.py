@@ -1,0 +1,131 @@
+"""Every command helps quickly, and what goes wrong is one line and an exit code."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs import cli, runner
+from jobs.errors import MachineFault, UserError
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def ended(error: BaseException, capsys, *, debug: bool = False) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as caught, runner.exit_codes("train", debug=debug):
+        raise error
+    return int(caught.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("steps 0: at least 1"), 2, "farreach train: steps 0: at least 1\n"),
+        (ValueError("bad"), 2, "farreach train: bad\n"),
+        (FileExistsError(17, "File exists", "out"), 2, "farreach train: out: File exists\n"),
+        (FileNotFoundError("no bucket b"), 2, "farreach train: no bucket b\n"),
+        (PermissionError(13, "Permission denied", "s3://b"), 2, "s3://b: Permission denied\n"),
+        (MachineFault("no server"), 1, "farreach train: no server\n"),
+        (
+            OSError(28, "No space left on device"),
+            1,
+            "OSError: [Errno 28] No space left on device (--debug shows the traceback)\n",
+        ),
+        (KeyError("x"), 1, "farreach train: KeyError: 'x' (--debug shows the traceback)\n"),
+        (RuntimeError(), 1, "farreach train: RuntimeError: RuntimeError (--debug"),
+        (KeyboardInterrupt(), 130, "farreach train: interrupted\n"),
+    ],
+)
+def test_an_error_becomes_its_exit_code_and_one_line(error, status, line, capsys):
+    seen_status, seen = ended(error, capsys)
+    assert seen_status == status
+    assert line in seen
+    assert seen.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(capsys):
+    status, seen = ended(UserError("steps 0"), capsys, debug=True)
+    assert status == 2
+    assert "Traceback" in seen
+    assert seen.endswith("farreach train: steps 0\n")
+
+
+def test_an_exit_code_that_a_job_chose_stays():
+    with pytest.raises(SystemExit) as caught, runner.exit_codes("doctor"):
+        raise SystemExit(7)
+    assert caught.value.code == 7
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_a_mistake_found_on_a_ray_worker_is_the_users_too(capsys):
+    import ray
+
+    @ray.remote
+    def work() -> None:
+        raise ValueError("image a.tif: no bands")
+
+    with pytest.raises(ValueError, match="no bands") as caught:
+        ray.get(work.remote())
+    assert ended(caught.value, capsys) == (2, "farreach train: image a.tif: no bands\n")
+
+
+@dataclass
+class WorkerGroupError(RuntimeError):
+    worker_failures: dict[int, Exception]
+
+
+def test_the_first_failure_of_a_group_of_workers_is_shown(capsys):
+    error = WorkerGroupError({1: UserError("dataset is empty"), 0: RuntimeError("gone")})
+    assert ended(error, capsys) == (2, "farreach train: dataset is empty\n")
+
+
+COMMANDS = ["preprocess", "train", "evaluate", "doctor", "submit", "models"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_helps(command):
+    seen = CliRunner().invoke(cli.app, [command, "--help"])
+    assert seen.exit_code == 0
+    assert f"farreach {command}" in seen.stdout
+    for word in ("Example", "Reads", "Writes") if command != "submit" else ("Example", "Reads"):
+        assert word in seen.stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from typer.testing import CliRunner; from jobs import cli\n"
+        "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0\n"
+        "print({'torch', 'ray', 'mlflow', 'numpy', 'pydantic', 'deepspeed'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_module_runs_like_its_command(tmp_path):
+    for start in (["jobs.cli", "preprocess"], ["jobs.preprocess"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *start, "sourcse=x", "output=y"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            "farreach preprocess: command line: no setting 'sourcse'; did you mean 'sources'?"
+        ]
+
+
+@pytest.mark.usefixtures("store")
+def test_models_can_be_browsed_before_there_are_any(capsys):
+    seen = CliRunner().invoke(cli.app, ["models", "list"])
+    assert seen.exit_code == 0
+    assert "no models yet" in seen.stdout
+    seen = CliRunner().invoke(cli.app, ["models", "show", "absent@champion"])
+    assert seen.exit_code == 2
+    assert "no model 'absent'; there are: (none yet)" in seen.stderr
