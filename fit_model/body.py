@@ -10,38 +10,19 @@ writes; without global layers it does not read either.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fit_model import checks
 from fit_model.attention.operators import OPERATORS
 from fit_model.layers import CrossLayer, Positions, SelfLayer
 from fit_model.layout import ImageLayout
+from fit_model.recompute import CHECKPOINTING, Run
 from fit_model.shapes import DataTokens, Latents, ValidTokens
-
-Run = Callable[..., Tensor]
-"""How a layer is called: plainly, or so that its activations are computed again for gradients."""
-
-
-def plainly(layer: nn.Module, *inputs: Tensor | None) -> Tensor:
-    """Call the layer; autograd keeps what it needs."""
-    return layer(*inputs)
-
-
-def recomputed(layer: nn.Module, *inputs: Tensor | None) -> Tensor:
-    """Call the layer and keep only its inputs; the same random numbers are drawn again."""
-    if not torch.is_grad_enabled():
-        return layer(*inputs)
-    return checkpoint(layer, *inputs, use_reentrant=False)
-
-
-CHECKPOINTING: dict[str, Run] = {"none": plainly, "layer": recomputed}
 
 
 @dataclass(frozen=True, kw_only=True)

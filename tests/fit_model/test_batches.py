@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fit_model.groups import collate
-from fit_model.heads import ClassifyConfig
+from fit_model.heads import ClassifyConfig, mean_over_images
 from fit_model.layout import ImageLayout
 from fit_model.models import build
+from fit_model.tokens import normalized, patches_of, valid_patches
 from tests.fit_model.examples import image, model_config, randomize, trunk_config
 
 IMAGES = [
@@ -61,6 +62,19 @@ def test_equal_images_need_no_mask_and_unequal_ones_do():
     assert unequal.may_attend[:, 0, 0].tolist() == [[True, True, False, False], [True] * 4]
     latents = torch.arange(12.0).reshape(3, 2, 2)
     assert torch.equal(unequal.split(unequal.join(latents)), latents)
+
+
+@pytest.mark.parametrize("pool", ["latents", "tokens"])
+def test_the_head_sees_the_mean_over_what_an_image_shows(pool):
+    model, batch = double_model(pool), collate(IMAGES)
+    values = normalized(batch, config=model.config.input)
+    valid = valid_patches(batch, patch_px=4)
+    encoded = model.encoder(patches_of(values, patch_px=4), batch.places, valid=valid)
+    for number, pooled in enumerate(mean_over_images(encoded, pool=pool)):
+        mine = batch.image == number
+        shown = encoded.latents[mine] if pool == "latents" else encoded.tokens[mine][valid[mine]]
+        wanted = shown.reshape(-1, shown.shape[-1]).mean(0)
+        torch.testing.assert_close(pooled, wanted, atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("pool", ["latents", "tokens"])

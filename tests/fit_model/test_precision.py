@@ -3,6 +3,7 @@ import torch
 
 from fit_model.groups import collate
 from fit_model.heads import ClassifyConfig, RegressConfig
+from fit_model.layers import drop_path
 from fit_model.models import build
 from tests.fit_model.examples import image, model_config, trunk_config
 
@@ -63,6 +64,13 @@ def test_recomputing_keeps_fewer_activations():
             model(BATCH)
         kept[checkpointing] = sum(sizes)
     assert kept["layer"] < kept["none"] / 2
+
+
+def test_drop_path_leaves_out_whole_sequences_and_keeps_the_mean():
+    torch.manual_seed(0)
+    dropped = drop_path(torch.ones(4000, 3, 2), rate=0.5, training=True)
+    assert set(dropped.flatten(1).unique(dim=0).flatten().tolist()) == {0.0, 2.0}
+    assert abs(dropped.mean() - 1.0) < 0.05
 
 
 def test_dropout_acts_in_training_alone():
