@@ -31,6 +31,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 UPLOADED = "config.yaml"
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 POLL_S = 0.5
+INTERRUPTED = 130
 
 
 def main(name: str, config: Path | None, overrides: list[str], *, address: str | None) -> None:
@@ -42,20 +43,28 @@ def main(name: str, config: Path | None, overrides: list[str], *, address: str |
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     if not address.startswith(("http://", "https://")):
         raise UserError(f"address '{address}' must open with http://, as {DEFAULT_ADDRESS}")
-    client = _client(address)
-    job_id = _submit(client, name=name, config=config, overrides=overrides)
+    logging.disable(logging.INFO)  # Ray's client tells of each upload and of each closed socket
+    try:
+        raise SystemExit(_run(_client(address), address, name, config, overrides))
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _run(
+    client: "JobSubmissionClient", address: str, name: str, config: Path | None, rest: list[str]
+) -> int:
+    job_id = _submit(client, name=name, config=config, overrides=rest)
     print(f"{name} runs as {job_id} at {address}", file=sys.stderr)
     try:
         asyncio.run(_follow(client, job_id))
-        status = _wait(client, job_id)
+        return _wait(client, job_id)
     except KeyboardInterrupt:
         print(
             f"\n{job_id} keeps running. Follow it:  ray job logs --address {address} -f {job_id}\n"
             f"Stop it:    ray job stop --address {address} {job_id}",
             file=sys.stderr,
         )
-        raise SystemExit(130) from None
-    raise SystemExit(status)
+        return INTERRUPTED
 
 
 def _client(address: str) -> "JobSubmissionClient":
@@ -67,7 +76,6 @@ def _client(address: str) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # not a line for each upload
     try:
         client = JobSubmissionClient(address)
         client.get_version()
