@@ -137,10 +137,11 @@ class Dataset:
                 ) from error
 
     def _bytes(self, shard: str, start: int, size: int) -> pa.Buffer:
-        if not self.place.is_local:
-            content = pa.py_buffer(self.place.child(shard).read_range(start, size))
+        if self.place.is_local:
+            whole = self._map(shard)
+            content = whole.slice(min(start, whole.size))[:size]
         else:
-            content = self._map(shard).slice(start, size)
+            content = pa.py_buffer(self.place.child(shard).read_range(start, size))
         if content.size < size:
             raise ValueError(f"{self.place.child(shard)}: is cut short; preprocess again")
         return content

@@ -6,6 +6,7 @@ driver. Any other runner that maps a stage over slices of a table gives the same
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -47,7 +48,10 @@ class PreprocessReport:
 
 def on_ray(stage: Stage, table: pa.Table, rows: int) -> Iterator[pa.Table]:
     """Map a stage over a table, `rows` of it and one CPU a task; tables come as tasks finish."""
-    context = ray.data.DataContext.get_current()
+    with warnings.catch_warnings():
+        # Ray's settings warn of each other when they are first made.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 INFO = "dataset.json"
+SHARDS_FOLDER = "shards"
 UNFINISHED = "unfinished.json"
 """Lies beside the data while it is being written: the next run may clean up what it names."""
 GENERATIONS = ("a", "b")
@@ -104,7 +105,7 @@ def group_schema(*, side_px: int, bands: int, dtype: str) -> pa.Schema:
 
 def shard_name(number: int, *, generation: str) -> str:
     """A shard's path below the dataset."""
-    return f"shards/{generation}-{number:06d}.arrow"
+    return f"{SHARDS_FOLDER}/{generation}-{number:06d}.arrow"
 
 
 def table_name(kind: str, *, generation: str) -> str:

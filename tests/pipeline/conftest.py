@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import s3fs
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import preprocess
 from tests.pipeline.scenes import in_process, noise, write_raster
+
+# A busy machine is slow now and then; that is no counterexample.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="module")

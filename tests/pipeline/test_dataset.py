@@ -1,0 +1,153 @@
+"""What was stored comes back: the same pixels, without a copy, and never damaged unnoticed."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import rasterio
+
+from pipeline.config import GroupingConfig, PreprocessConfig
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.flow import preprocess
+from pipeline.records import ImageGroups, ImageRecord, Part
+from tests.pipeline.scenes import in_process, noise, write_raster
+
+
+def assembled(record: ImageRecord, groups: ImageGroups, *, side_px: int) -> np.ndarray:
+    """The image put together again from its groups."""
+    image = np.zeros((record.height_px, record.width_px, record.bands), record.dtype)
+    for place, square in enumerate(groups.pixels):
+        top, left = int(groups.row[place]) * side_px, int(groups.column[place]) * side_px
+        height, width = int(groups.valid_height_px[place]), int(groups.valid_width_px[place])
+        assert not square[height:].any()
+        assert not square[:, width:].any()
+        image[top : top + height, left : left + width] = square[:height, :width]
+    return image
+
+
+@pytest.fixture
+def copied(dataset: Dataset, tmp_path: Path) -> Path:
+    """A copy of the dataset that a test may damage."""
+    return Path(shutil.copytree(dataset.place.path, tmp_path / "copied"))
+
+
+def test_groups_put_together_are_the_image_that_rasterio_reads(dataset: Dataset) -> None:
+    for record in dataset.images():
+        with rasterio.open(record.uri) as source:
+            expected = np.moveaxis(source.read(), 0, -1)
+        assert np.array_equal(assembled(record, dataset.read(record), side_px=32), expected)
+    assert dataset.verify() == []
+
+
+@pytest.mark.parametrize("shard_mb", [1, 64])
+def test_an_image_in_a_run_of_shards_reads_like_one_in_a_single_shard(
+    tmp_path: Path, shard_mb: int
+) -> None:
+    pixels = noise(900, 1100, 3)
+    write_raster(tmp_path / "in" / "a.tif", pixels)
+    config = PreprocessConfig(
+        sources=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        grouping=GroupingConfig(group_side_px=128),
+        shard_mb=shard_mb,
+    )
+    preprocess(config, run_stage=in_process)
+    stored = open_dataset(str(tmp_path / "out"))
+    (record,) = stored.images()
+    assert len(record.parts) == (4 if shard_mb == 1 else 1)
+    assert np.array_equal(assembled(record, stored.read(record), side_px=128), pixels)
+    across = stored.read(record, groups=slice(18, 45))  # from one shard into the next
+    assert across.group.tolist() == list(range(18, 45))
+
+
+def test_local_pixels_are_views_on_the_memory_map(dataset: Dataset) -> None:
+    record = dataset.images()[0]
+    found = dataset.read(record)
+    mapped = dataset._map(record.parts[0].shard)
+    for square in found.pixels:
+        assert mapped.address <= square.ctypes.data < mapped.address + mapped.size
+        assert not square.flags.owndata
+        assert not square.flags.writeable
+        assert square.flags.aligned
+    again = dataset.read(record)
+    assert again.pixels[0].ctypes.data == found.pixels[0].ctypes.data
+
+
+def test_a_shard_is_an_arrow_file_that_others_can_open(dataset: Dataset) -> None:
+    record = dataset.images()[0]
+    (part,) = record.parts
+    with pa.memory_map(dataset.place.child(part.shard).path) as source:
+        file = pa.ipc.open_file(source)
+        batch = file.get_batch(part.first_batch + 1)
+    assert batch.num_rows == 1
+    assert batch["image_id"].to_pylist() == [record.image_id]
+    assert batch.schema.field("pixels").type.shape == [32, 32, 3]
+    assert np.array_equal(batch["pixels"].to_numpy_ndarray()[0], dataset.read(record).pixels[1])
+
+
+def test_threads_may_read_at_the_same_time(dataset: Dataset) -> None:
+    records = dataset.images() * 20
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda record: len(dataset.read(record).pixels), records))
+    assert found == [len(record.groups) for record in records]
+
+
+def test_a_flipped_bit_a_short_shard_and_another_table_are_noticed(copied: Path) -> None:
+    stored = open_dataset(str(copied))
+    record = stored.images()[0]
+    (part,) = record.parts
+    shard = copied / part.shard
+    whole = bytearray(shard.read_bytes())
+    whole[part.start_byte + part.num_bytes // part.num_batches - 100] ^= 1
+    shard.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"group 0 of image .* is damaged \(checksum\)"):
+        open_dataset(str(copied)).read(record)
+    assert len(open_dataset(str(copied)).verify()) == 1
+    shard.write_bytes(whole[: part.start_byte + 100])
+    with pytest.raises(ValueError, match="is cut short"):
+        open_dataset(str(copied)).read(record)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"a-000000\.arrow: not found"):
+        open_dataset(str(copied)).read(record)
+    with (copied / "images.parquet").open("ab") as table:
+        table.write(b"more")
+    with pytest.raises(ValueError, match=r"images.parquet is damaged"):
+        open_dataset(str(copied))
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.arrow", "/etc/passwd", "shards/../../x.arrow", "s3://b/x", "shards/x.arrow"]
+)
+def test_a_shard_outside_the_dataset_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="which no dataset of ours holds"):
+        Part(shard=name, first_batch=0, num_batches=1, start_byte=0, num_bytes=8)
+
+
+def test_what_is_no_finished_dataset_is_refused(copied: Path, tmp_path: Path) -> None:
+    info = json.loads((copied / "dataset.json").read_text())
+    for change, says in [
+        ({"schema_version": 99}, "schema version 99"),
+        ({"tables": {"images": {"name": "../x", "sha256": ""}}}, "names a table '../x'"),
+        ({"formats": [{"wrong": 1}]}, "dataset.json is damaged"),
+    ]:
+        (copied / "dataset.json").write_text(json.dumps({**info, **change}))
+        with pytest.raises(ValueError, match=says):
+            open_dataset(str(copied))
+    (copied / "dataset.json").unlink()
+    with pytest.raises(ValueError, match="not a finished dataset"):
+        open_dataset(str(copied))
+    with pytest.raises(ValueError, match="not a finished dataset"):
+        open_dataset(str(tmp_path / "absent"))
+
+
+def test_several_formats_are_refused_where_one_is_needed(dataset: Dataset) -> None:
+    assert (dataset.format.bands, dataset.format.dtype) == (3, "uint8")
+    other = replace(dataset.format, dtype="uint16")
+    both = Dataset(dataset.place, info=replace(dataset.info, formats=(dataset.format, other)))
+    with pytest.raises(ValueError, match=r"several formats \(3 x uint8, 3 x uint16\)"):
+        _ = both.format

@@ -1,0 +1,91 @@
+"""What a user names becomes a table of images, or one line that says why not."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from pipeline.sources import check_id, find_images
+from pipeline.storage import Location
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def ids(sources: str | list[str]) -> list[str]:
+    return find_images(sources).images["image_id"].to_pylist()
+
+
+def test_a_folder_is_searched_and_ids_are_paths_without_suffix(tmp_path: Path) -> None:
+    touch(tmp_path, "b/RGB.byte.tif", "a.SVS", "notes.txt", "b/slide.dcm")
+    found = find_images(str(tmp_path))
+    assert found.images["image_id"].to_pylist() == ["a", "b/RGB.byte"]
+    assert found.ignored_files == ["b/slide.dcm", "notes.txt"]
+
+
+def test_a_list_of_files_takes_their_names(tmp_path: Path) -> None:
+    touch(tmp_path, "one/z.tif", "two/a.png")
+    assert ids([str(tmp_path / "one/z.tif"), str(tmp_path / "two/a.png")]) == ["a", "z"]
+    assert ids(str(tmp_path / "one/z.tif")) == ["z"]
+
+
+def test_a_table_may_name_its_images_and_counts_paths_from_itself(tmp_path: Path) -> None:
+    touch(tmp_path, "far/x.tif", "far/y.tif")
+    (tmp_path / "list.csv").write_text("uri,image\nfar/x.tif,007\nfar/y.tif,\n")
+    found = find_images(str(tmp_path / "list.csv")).images
+    assert found["image_id"].to_pylist() == ["007", "y"]
+    assert found["uri"].to_pylist() == [str(tmp_path / "far/x.tif"), str(tmp_path / "far/y.tif")]
+    parquet.write_table(pa.table({"uri": ["far/y.tif"]}), tmp_path / "list.parquet")
+    assert ids(str(tmp_path / "list.parquet")) == ["y"]
+
+
+def test_two_images_of_one_name_are_refused_naming_both(tmp_path: Path) -> None:
+    touch(tmp_path, "one/a.tif", "two/a.tif", "same/b.tif", "same/b.png")
+    files = [str(tmp_path / "one/a.tif"), str(tmp_path / "two/a.tif")]
+    with pytest.raises(ValueError, match=r"two images are called 'a': .*one/a.tif and .*two/a.tif"):
+        find_images(files)
+    with pytest.raises(ValueError, match=r"'b': .*b.png and .*b.tif; rename one"):
+        find_images(str(tmp_path / "same"))
+
+
+@pytest.mark.parametrize(
+    ("sources", "kind", "says"),
+    [
+        ("absent", FileNotFoundError, "absent: no such folder"),
+        ("empty", ValueError, r"empty: no image among its 0 file\(s\)"),
+        (["absent.tif"], FileNotFoundError, "absent.tif: not found"),
+        (["notes.txt"], ValueError, "notes.txt: no known image suffix"),
+        ("nouri.csv", ValueError, "nouri.csv: no column 'uri'; it has path"),
+        ("norow.csv", ValueError, "norow.csv: the table has no row"),
+        ("broken.parquet", ValueError, "broken.parquet: cannot be read as a table"),
+        ("gs://bucket/x", ValueError, "only local paths and s3://"),
+        ("s3://", ValueError, "name a bucket"),
+    ],
+)
+def test_what_cannot_be_found_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sources: str | list[str],
+    kind: type[Exception],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "nouri.csv").write_text("path\nx.tif\n")
+    (tmp_path / "norow.csv").write_text("uri\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(kind, match=says) as caught:
+        find_images(sources)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image", ["../a", "/a", "a//b", "a/./b", "a\\b", "a\nb", "", ".."])
+def test_ids_that_could_leave_a_folder_are_refused(image: str) -> None:
+    with pytest.raises(ValueError, match="cannot be an image's id"):
+        check_id(image, place=Location.of("x.tif"))
