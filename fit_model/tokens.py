@@ -74,7 +74,7 @@ def normalized(batch: GroupBatch, *, config: InputConfig) -> Float[Tensor, "g si
     raw = source.to(exact)
     mean = torch.tensor(config.band_mean, dtype=exact, device=device)
     scale = 1.0 / torch.tensor(config.band_std, dtype=exact, device=device)
-    values = ((raw - mean) * scale).to(torch.float32)
+    values = (raw - mean).mul_(scale).to(torch.float32)
     if source.is_floating_point():
         values = torch.where(raw.isfinite(), values, 0.0)
     if not batch.nodata.isnan().all():
