@@ -60,12 +60,18 @@ def describe(error: BaseException, *, debug: bool = False) -> str:
 def root_cause(error: BaseException) -> BaseException:
     """The exception that a worker raised, out of the wrappers Ray puts around it."""
     inner = getattr(error, "cause", None)  # ray.exceptions.RayTaskError
+    inner = inner or getattr(error, "controller_failure", None)  # ray.train's ControllerError
     failures = getattr(error, "worker_failures", None)  # ray.train's WorkerGroupError
     if isinstance(failures, dict) and failures:
-        inner = next(iter(failures.values()))
-    if inner is None and type(error).__name__ == "UserCodeException":  # ray.data
-        inner = error.__cause__
+        # one worker's mistake breaks the connections of the others
+        inner = sorted(map(root_cause, failures.values()), key=_is_a_consequence)[0]
+    if type(error).__name__ in ("UserCodeException", "UserExceptionWithTraceback"):
+        inner = error.__cause__ or getattr(error, "_base_exc", None)
     return root_cause(inner) if isinstance(inner, BaseException) else error
+
+
+def _is_a_consequence(error: BaseException) -> bool:
+    return not isinstance(error, (*USER_MISTAKES, MachineFault))
 
 
 def run_config(

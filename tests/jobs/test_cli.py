@@ -78,8 +78,8 @@ class WorkerGroupError(RuntimeError):
     worker_failures: dict[int, Exception]
 
 
-def test_the_first_failure_of_a_group_of_workers_is_shown(capsys):
-    error = WorkerGroupError({1: UserError("dataset is empty"), 0: RuntimeError("gone")})
+def test_of_a_group_of_workers_the_one_that_made_the_mistake_is_shown(capsys):
+    error = WorkerGroupError({0: RuntimeError("peer gone"), 1: UserError("dataset is empty")})
     assert ended(error, capsys) == (2, "farreach train: dataset is empty\n")
 
 
