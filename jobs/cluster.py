@@ -50,7 +50,11 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
     """Join the cluster at an address, or start a local one."""
     import ray
 
-    options: dict[str, Any] = {"logging_level": logging.WARNING}
+    options: dict[str, Any] = {
+        "logging_level": logging.WARNING,
+        # workers' chatter drowns what the job says; their errors come back as exceptions
+        "log_to_driver": os.environ.get("RAY_LOG_TO_DRIVER", "0") == "1",
+    }
     if address and address != "local":
         require_reachable(address)
         options["address"] = address

@@ -1,0 +1,136 @@
+"""Stored images as batches of patch groups: which image when is pure arithmetic, reading is ahead of need."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fit_model.groups import GroupBatch, collate
+from jobs.targets import Labelled
+from pipeline.dataset import Dataset, ImageGroups, ImageRecord
+from pipeline.order import global_batch, worker_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The images that one worker sees in one micro-step."""
+
+    groups: GroupBatch
+    targets: Tensor
+    """Class indices [b] or numbers [b k]."""
+    weights: Tensor
+    """Share of the global batch's mean that each image carries, [b]; 0 marks padding."""
+
+    @property
+    def groups_per_image(self) -> list[int]:
+        """How many groups each image has; padding images are not counted."""
+        counts = torch.bincount(self.groups.image, minlength=len(self.weights))
+        return counts[self.weights > 0].tolist()
+
+    @property
+    def megapixels(self) -> float:
+        """Megapixels inside the images; padding images and padding pixels are not counted."""
+        carried = self.weights[self.groups.image] > 0
+        inside = self.groups.valid_height_px * self.groups.valid_width_px
+        return float((inside * carried).sum()) / 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Which images make a step: the same ones for any number of workers."""
+
+    images_per_step: int = 32
+    """Over all workers and micro-steps together."""
+    accumulation: int = 1
+    """Micro-steps a step; each worker's share of the images is cut into so many: less memory."""
+    seed: int = 0
+    """Of the order of images, the initial weights and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_step", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"batch.{name} {getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"batch.seed {self.seed} must not be negative")
+
+
+class Feed:
+    """Reads one worker's micro-batches, a few ahead of the training step."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        labelled: Labelled,
+        config: BatchConfig,
+        rank: int,
+        num_workers: int,
+    ) -> None:
+        self.dataset = dataset
+        self.labelled = labelled
+        self.config = config
+        self.rank = rank
+        self.num_workers = num_workers
+
+    def stream(self, first_step: int, last_step: int, *, ahead: int = 3) -> Iterator[Batch]:
+        """Micro-batches of steps first_step to last_step - 1 in order, `ahead` of them being read."""
+        places = product(range(first_step, last_step), range(self.config.accumulation))
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
+            waiting: deque[Future[Batch]] = deque()
+            for step, part in places:
+                waiting.append(reader.submit(self.micro_batch, step, part))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def micro_batch(self, step: int, part: int) -> Batch:
+        """Part `part` of this worker's share of the global batch of `step`.
+
+        Weights make the sum over all parts and workers the mean over the global batch. A worker whose
+        part is empty reads the step's first image at weight 0: it must take part in collectives.
+        """
+        indices = global_batch(
+            step,
+            digest=self.dataset.info.digest,
+            seed=self.config.seed,
+            num_images=len(self.labelled.records),
+            batch_images=self.config.images_per_step,
+        )
+        share = worker_share(indices, rank=self.rank, num_workers=self.num_workers)
+        mine = [int(index) for index in share[part :: self.config.accumulation]]
+        weight = 1.0 / len(indices)
+        chosen, weights = (mine, [weight] * len(mine)) if mine else ([int(indices[0])], [0.0])
+        return Batch(
+            groups=collate(
+                [read_groups(self.dataset, self.labelled.records[index]) for index in chosen]
+            ),
+            targets=self.labelled.values[chosen],
+            weights=torch.tensor(weights),
+        )
+
+
+def read_groups(dataset: Dataset, record: ImageRecord) -> GroupBatch:
+    """All stored groups of one image as a batch of one image."""
+    return as_batch(dataset.read(record), record)
+
+
+def as_batch(groups: ImageGroups, record: ImageRecord) -> GroupBatch:
+    """Patch groups as tensors; the one place where Arrow's arrays become torch's."""
+    nodata = np.nan if record.nodata is None else record.nodata
+    return GroupBatch(
+        pixels=torch.from_numpy(np.stack(groups.pixels)),
+        image=torch.zeros(len(groups.pixels), dtype=torch.int64),
+        row=torch.from_numpy(groups.row.astype(np.int64)),
+        column=torch.from_numpy(groups.column.astype(np.int64)),
+        valid_height_px=torch.from_numpy(groups.valid_height_px.astype(np.int64)),
+        valid_width_px=torch.from_numpy(groups.valid_width_px.astype(np.int64)),
+        grid_rows=torch.tensor([record.grid_rows]),
+        grid_columns=torch.tensor([record.grid_columns]),
+        nodata=torch.tensor([nodata], dtype=torch.float64),
+    )

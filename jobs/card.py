@@ -1,0 +1,48 @@
+"""The model card: what a registered model is, what it learned from, and how to use it."""
+
+from collections.abc import Mapping
+
+from fit_model.flops import num_parameters
+from fit_model.heads import ClassifyConfig
+from fit_model.models import ModelConfig
+from pipeline.dataset import Dataset
+
+
+def model_card(
+    name: str,
+    model: ModelConfig,
+    dataset: Dataset,
+    *,
+    run_id: str,
+    total_steps: int,
+    metrics: Mapping[str, float],
+) -> str:
+    """Markdown for the registry's page and for the folder that `models pull` gives."""
+    trunk, pixels, head = model.encoder.trunk, model.input, model.head
+    predicts = (
+        f"{head.target}: one of {', '.join(head.classes)}"
+        if isinstance(head, ClassifyConfig)
+        else f"numbers: {', '.join(head.targets)}"
+    )
+    sizes = sorted({(image.height_px, image.width_px) for image in dataset.images()})
+    shown = ", ".join(f"{height} x {width}" for height, width in sizes[:6])
+    figures = "\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()))
+    return f"""# {name}
+
+FIT encoder (Far-reaching Interleaved Transformers, arXiv:2305.12689), {num_parameters(model):,} parameters.
+
+- **Predicts** {predicts}
+- **Takes** images of {pixels.bands} bands in groups of {pixels.group_side_px} px, patches of {model.encoder.patch_px} px; any number of groups an image
+- **Body** layers {trunk.layers}, widths {trunk.width} and {trunk.latent_width}, {trunk.latents_per_group} latents a group
+- **Trained on** {dataset.info.splits.get("train", dataset.info.images)} images ({shown}{" px, ..." if len(sizes) > 6 else " px"}), dataset digest `{dataset.info.digest}`
+- **Run** `{run_id}`, {total_steps} steps
+
+| last step of training | |
+|---|---|
+{figures}
+
+Evaluation figures stand in the run and in the version's metrics.
+
+    farreach models pull {name}@champion DIR
+    python -c "from fit_model import weights; print(weights.load('DIR').config)"
+"""

@@ -1,0 +1,75 @@
+"""Training checkpoints in Ray Train's storage: every worker's DeepSpeed state, whole or not there.
+
+    storage_path/NAME/
+      run.json                     the MLflow run's id, the resolved configuration, finished or not
+      step-0000050/state/...       DeepSpeed's files, one set a worker
+      step-0000100/model/          fit_model.weights layout, in the last checkpoint only
+
+Ray Train uploads a checkpoint and only then names it in its own record, so a kill in between leaves a
+folder that nothing refers to. These files are for resuming one's own training and are pickled by torch;
+what people exchange is `model/` (safetensors and JSON).
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from pipeline.storage import Location
+
+RECORD = "run.json"
+TAG = "state"
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a restarted driver must know of the run that it continues."""
+
+    run_id: str
+    config: dict[str, Any]
+    digest: str
+    finished: bool = False
+
+    def write(self, folder: str) -> None:
+        """Put the record into the run's folder, whole or not at all."""
+        place = Location.of(folder).child(RECORD)
+        place.write_bytes(json.dumps(asdict(self), indent=2).encode())
+
+
+def read_record(folder: str) -> RunRecord | None:
+    """The record of a run that was started in this folder, or None."""
+    place = Location.of(folder).child(RECORD)
+    return RunRecord(**json.loads(place.read_bytes())) if place.exists() else None
+
+
+@contextmanager
+def saved(engine: Any, *, step: int) -> Iterator[ray.train.Checkpoint]:
+    """This worker's part of the checkpoint after `step` steps, in a folder that goes when done.
+
+    Every worker calls it; Ray Train merges the parts.
+    """
+    with tempfile.TemporaryDirectory(prefix="farreach-checkpoint-") as folder:
+        (Path(folder) / TAG).mkdir()
+        engine.save_checkpoint(folder, tag=TAG, client_state={"step": step}, save_latest=False)
+        yield ray.train.Checkpoint.from_directory(folder)
+
+
+def restore(engine: Any) -> int:
+    """Load the newest checkpoint into the engine; gives the number of steps it has seen, 0 without one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        path, client_state = engine.load_checkpoint(folder, tag=TAG)
+    if path is None:
+        raise ValueError(
+            f"{checkpoint.path}: this checkpoint cannot be loaded by rank "
+            f"{ray.train.get_context().get_world_rank()}; remove its folder to fall back on an older one"
+        )
+    return int(client_state["step"])

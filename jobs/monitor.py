@@ -1,0 +1,118 @@
+"""From the workers to the record: they drop what they measured, the driver shows and logs it."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Log(Protocol):
+    """Takes the figures of one step."""
+
+    def __call__(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Keep them."""
+
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One training step as rank 0 measured it."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@ray.remote(num_cpus=0)
+class Inbox:
+    """Where rank 0 drops its records; lives on the driver's node and dies with the driver."""
+
+    def __init__(self) -> None:
+        self.records: list[StepRecord] = []
+
+    def put(self, records: list[StepRecord]) -> None:
+        """Take records from a worker."""
+        self.records.extend(records)
+
+    def drain(self) -> list[StepRecord]:
+        """Hand over what came since the last call."""
+        records, self.records = self.records, []
+        return records
+
+
+class Monitor:
+    """Drains the inbox while training runs: logs every step once, moves the progress bar.
+
+    Steps up to `logged_steps` are in the record already, from before a restart, and are not logged again.
+    """
+
+    def __init__(self, *, total_steps: int, logged_steps: int, log: Log, console: Console) -> None:
+        self.inbox = Inbox.remote()  # type: ignore[attr-defined]
+        self.last: StepRecord | None = None
+        self._waiting: deque[StepRecord] = deque()
+        self._logged_steps = logged_steps
+        self._log = log
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._progress = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+        )
+        self._bar = self._progress.add_task("train", total=total_steps, figures="")
+        self._shown_s = 0.0
+
+    def __enter__(self) -> "Monitor":
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        self._thread.join()
+        try:
+            self._drain()
+        finally:
+            self._progress.stop()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(timeout=POLL_S):
+            try:
+                self._drain()
+            except Exception as error:
+                # training goes on; what is still in the inbox is drained, or fails, at the end
+                self._progress.console.print(f"recording failed: {error}")
+                return
+
+    def _drain(self) -> None:
+        self._waiting += ray.get(self.inbox.drain.remote())
+        while self._waiting:
+            record = self._waiting[0]
+            if record.step > self._logged_steps:
+                self._log(record.metrics, step=record.step)
+                self._logged_steps = record.step
+            self.last = self._waiting.popleft()
+        if self.last is not None:
+            self._show(self.last)
+
+    def _show(self, record: StepRecord) -> None:
+        figures = (
+            f"loss {record.metrics['loss']:.4f}  "
+            f"{record.metrics['speed/megapixels_per_s']:.2f} MP/s  "
+            f"{record.metrics['memory/peak_gb']:.2f} GB"
+        )
+        self._progress.update(self._bar, completed=record.step, figures=figures)
+        # without a terminal there is no bar to look at; a line now and then says as much
+        if not self._progress.console.is_terminal and time.monotonic() - self._shown_s > 15:
+            self._shown_s = time.monotonic()
+            self._progress.console.print(f"step {record.step}  {figures}")

@@ -1,0 +1,112 @@
+"""What a model learns to predict: label columns of a dataset as tensors, in the head's own order."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fit_model.heads import ClassifyConfig, HeadConfig, RegressConfig
+from pipeline.dataset import Dataset, ImageRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyTarget:
+    """One of the classes that a label column of the dataset names."""
+
+    kind: Literal["classify"] = "classify"
+    label: str = "label"
+    pool: Literal["latents", "tokens"] = "latents"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressTarget:
+    """The numbers of one or more label columns of the dataset."""
+
+    kind: Literal["regress"] = "regress"
+    labels: tuple[str, ...] = ("label",)
+    pool: Literal["latents", "tokens"] = "latents"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Images that have something to see and something to learn."""
+
+    records: tuple[ImageRecord, ...]
+    values: Tensor
+    """Class indices, int64 [images], or numbers, float32 [images, targets]."""
+    without_groups: int
+    """Images that were left out because nothing but background was found in them."""
+
+
+def head_config(
+    target: ClassifyTarget | RegressTarget, dataset: Dataset, *, split: str
+) -> HeadConfig:
+    """The head for these labels: classes of the whole dataset, or mean and deviation over `split`."""
+    if isinstance(target, ClassifyTarget):
+        _require(dataset, target.label, kind="class")
+        classes = dataset.info.classes[target.label]
+        return ClassifyConfig(target=target.label, classes=classes, pool=target.pool)
+    for label in target.labels:
+        _require(dataset, label, kind="number")
+    numbers = _numbers(_seen(dataset, split), target.labels).double()
+    deviation = numbers.std(dim=0, correction=0)
+    constant = [name for name, std in zip(target.labels, deviation, strict=True) if std == 0]
+    if constant:
+        raise ValueError(f"label {constant[0]!r} is the same for every image of split {split!r}")
+    return RegressConfig(
+        targets=target.labels,
+        target_mean=tuple(numbers.mean(dim=0).tolist()),
+        target_std=tuple(deviation.tolist()),
+        pool=target.pool,
+    )
+
+
+def read_labelled(dataset: Dataset, head: HeadConfig, *, split: str) -> Labelled:
+    """The images of a split with their targets as this head counts them."""
+    every = dataset.images(split=split)
+    records = _seen(dataset, split)
+    if isinstance(head, ClassifyConfig):
+        _require(dataset, head.target, kind="class")
+        values = torch.tensor([_class_index(record, head) for record in records])
+    else:
+        for label in head.targets:
+            _require(dataset, label, kind="number")
+        values = _numbers(records, head.targets)
+    return Labelled(records=tuple(records), values=values, without_groups=len(every) - len(records))
+
+
+def _seen(dataset: Dataset, split: str) -> list[ImageRecord]:
+    records = [record for record in dataset.images(split=split) if record.groups]
+    if not records:
+        splits = ", ".join(sorted({str(record.split) for record in dataset.images()}))
+        raise ValueError(f"split {split!r} has no images to look at; the dataset has: {splits}")
+    return records
+
+
+def _require(dataset: Dataset, label: str, *, kind: str) -> None:
+    columns = dataset.info.label_columns
+    if label not in columns:
+        names = ", ".join(columns) or "none"
+        raise ValueError(f"the dataset has no label {label!r}; its labels: {names}")
+    if columns[label] != kind:
+        remedy = "classify" if kind == "number" else "regress"
+        raise ValueError(f"label {label!r} holds a {columns[label]}: use target.kind={remedy}")
+
+
+def _class_index(record: ImageRecord, head: ClassifyConfig) -> int:
+    name = record.labels[head.target]
+    if name not in head.classes:
+        raise ValueError(
+            f"image {record.image_id!r} has {head.target} {name!r}, "
+            f"which is none of the model's classes: {', '.join(head.classes)}"
+        )
+    return head.classes.index(str(name))
+
+
+def _numbers(records: list[ImageRecord], labels: tuple[str, ...]) -> Tensor:
+    rows = [[record.labels[label] for label in labels] for record in records]
+    for record, row in zip(records, rows, strict=True):
+        if None in row:
+            raise ValueError(f"image {record.image_id!r} has no {labels[row.index(None)]}")
+    return torch.tensor(rows, dtype=torch.float32)

@@ -1,0 +1,256 @@
+"""Train FIT on a preprocessed dataset, over Ray workers, with DeepSpeed, recorded in MLflow.
+
+Run      farreach train CONFIG.yaml [key=value ...]
+Submit   farreach submit train CONFIG.yaml [key=value ...] --address http://HEAD:8265
+Reads    `dataset`, a folder or s3://bucket/prefix that `farreach preprocess` wrote
+Writes   `storage_path`/`name`: checkpoints; one MLflow run; with `register_as` a model version
+Needs    a CPU core (or a GPU) a worker
+Again    a run that was killed continues from its last checkpoint, in the same MLflow run;
+         a finished one is left alone: choose another `name`
+
+Example  farreach train train.yaml dataset=scenes name=first model.trunk.width=96
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fit_model.encoder import EncoderConfig
+from fit_model.flops import num_parameters
+from fit_model.models import ModelConfig
+from fit_model.tokens import InputConfig
+from jobs import registry
+from jobs.batches import BatchConfig
+from jobs.card import model_card
+from jobs.checkpoints import MODEL_FOLDER, RunRecord, read_record
+from jobs.cluster import connect
+from jobs.engine import EngineConfig, OptimizerConfig
+from jobs.errors import UserError
+from jobs.monitor import Monitor
+from jobs.settings import to_dict, to_flat_dict
+from jobs.targets import ClassifyTarget, RegressTarget, head_config, read_labelled
+from jobs.tracking import Run, open_run
+from jobs.worker import Assignment, RecordConfig
+from jobs.workers import WorkersConfig, fit, require_workers
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.storage import Location
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training, from its first step to its registered model."""
+
+    name: str
+    """Of the run; its checkpoints lie in storage_path/name."""
+    dataset: str
+    total_steps: int
+    model: EncoderConfig
+    target: ClassifyTarget | RegressTarget
+    storage_path: str = "runs"
+    split: str = "train"
+    experiment: str = "farreach"
+    register_as: str | None = None
+    """Name in the registry; None only keeps the model in the run's folder."""
+    alias: str = "challenger"
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+
+    def __post_init__(self) -> None:
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps {self.total_steps} must be at least 1")
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"name {self.name!r} must be a plain name: it becomes a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Where the training left its traces."""
+
+    run_id: str
+    model_folder: str
+    """Weights and configuration, as fit_model.weights reads them."""
+    version: int | None
+    """In the registry; None when it was not registered."""
+    last: dict[str, float]
+    """Figures of the last step that this process saw."""
+
+
+MAY_DIFFER = ("workers.max_failures", "record.", "register_as", "alias", "dataset", "storage_path")
+"""Settings that change nothing about what is learned; the dataset is compared by its digest."""
+
+
+def main(config: TrainConfig) -> TrainResult:
+    """Train to the last step and register the model; a killed run continues where it was saved."""
+    console = Console(soft_wrap=True)
+    dataset = open_dataset(config.dataset)
+    model = model_config(config, dataset)
+    labelled = read_labelled(dataset, model.head, split=config.split)
+    folder = str(Location.of(config.storage_path).child(config.name))
+    before = unfinished_record(config, folder, digest=dataset.info.digest)
+    console.print(
+        f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
+        f"{num_parameters(model):,} parameters, {config.total_steps} steps of "
+        f"{config.batch.images_per_step} images on {config.workers.num_workers} workers"
+    )
+    if labelled.without_groups:
+        console.print(f"{labelled.without_groups} images hold only background and are left out")
+    with connect():
+        require_workers(config.workers)
+        with open_run(
+            config.experiment,
+            name=config.name,
+            run_id=before.run_id if before else None,
+            params=to_flat_dict(config),
+            tags={"dataset_digest": dataset.info.digest, "seed": config.batch.seed},
+        ) as run:
+            record = RunRecord(
+                run_id=run.run_id, config=to_flat_dict(config), digest=dataset.info.digest
+            )
+            record.write(folder)
+            run.log_json(to_dict(config), "config.json")
+            run.log_dataset(
+                config.dataset,
+                name=config.name,
+                digest=dataset.info.digest,
+                context="training",
+                counts={"images": len(labelled.records)},
+            )
+            result = train(config, model, dataset, run, console)
+            replace(record, finished=True).write(folder)
+    tell(config, result, console)
+    return result
+
+
+def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
+    """The user's architecture, completed by what the dataset says of its pixels and labels."""
+    pixels = dataset.format
+    return ModelConfig(
+        encoder=config.model,
+        input=InputConfig(
+            bands=pixels.bands,
+            group_side_px=dataset.info.group_side_px,
+            band_mean=pixels.band_mean,
+            band_std=pixels.band_std,
+        ),
+        head=head_config(config.target, dataset, split=config.split),
+    )
+
+
+def unfinished_record(config: TrainConfig, folder: str, *, digest: str) -> RunRecord | None:
+    """The record of the same training, broken off; refuses one that finished or is another."""
+    before = read_record(folder)
+    if before is None:
+        return None
+    if before.finished:
+        raise UserError(f"{folder}: this run has finished; choose another name")
+    if before.digest != digest:
+        raise UserError(
+            f"{folder}: this run was started on another dataset (digest {before.digest[:12]}, "
+            f"now {digest[:12]}); choose another name"
+        )
+    now, then = to_flat_dict(config), before.config
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) != then.get(key) and not key.startswith(MAY_DIFFER):
+            raise UserError(
+                f"{folder}: this run was started with {key}={then.get(key)}, not {now.get(key)}; "
+                "give the same setting to continue it, or choose another name"
+            )
+    return before
+
+
+def train(
+    config: TrainConfig, model: ModelConfig, dataset: Dataset, run: Run, console: Console
+) -> TrainResult:
+    """Run the workers to the end, log what they measure, register what they made."""
+    monitor = Monitor(
+        total_steps=config.total_steps,
+        logged_steps=run.last_step("loss"),
+        log=run.log_metrics,
+        console=console,
+    )
+    with monitor:
+        checkpoint = fit(
+            assignment(config, model, inbox=monitor.inbox),
+            config=config.workers,
+            name=config.name,
+            storage_path=str(Location.of(config.storage_path)),
+        )
+    last = dict(monitor.last.metrics) if monitor.last else {}
+    with checkpoint.as_directory() as folder:
+        version = register(config, Path(folder) / MODEL_FOLDER, model, dataset, run, last)
+    return TrainResult(
+        run_id=run.run_id,
+        model_folder=f"{checkpoint.path}/{MODEL_FOLDER}",
+        version=version,
+        last=last,
+    )
+
+
+def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assignment:
+    """What every worker is told."""
+    return Assignment(
+        dataset=str(Location.of(config.dataset)),
+        split=config.split,
+        model=model,
+        batch=config.batch,
+        optimizer=config.optimizer,
+        engine=config.engine,
+        total_steps=config.total_steps,
+        record=config.record,
+        threads=config.workers.cpus_per_worker,
+        inbox=inbox,
+    )
+
+
+def register(
+    config: TrainConfig,
+    folder: Path,
+    model: ModelConfig,
+    dataset: Dataset,
+    run: Run,
+    last: dict[str, float],
+) -> int | None:
+    """Make the trained model a version of `register_as`; its number, or None without a name."""
+    if config.register_as is None:
+        return None
+    return registry.register(
+        run.run_id,
+        folder,
+        config.register_as,
+        pixel_dtype=dataset.format.dtype,
+        alias=config.alias,
+        metrics=last,
+        dataset_digest=dataset.info.digest,
+        card=model_card(
+            config.register_as,
+            model,
+            dataset,
+            run_id=run.run_id,
+            total_steps=config.total_steps,
+            metrics=last,
+        ),
+    )
+
+
+def tell(config: TrainConfig, result: TrainResult, console: Console) -> None:
+    """What was made, and what to type next."""
+    console.print(f"trained {config.name}: {result.model_folder}, MLflow run {result.run_id}")
+    if result.version is None:
+        address = result.model_folder
+    else:
+        address = f"{config.register_as}@{config.alias}"
+        console.print(f"registered {config.register_as} version {result.version} as {address}")
+    console.print(
+        f"next: farreach evaluate CONFIG.yaml model={address} dataset={config.dataset} split=test"
+    )
+
+
+if __name__ == "__main__":
+    from jobs.runner import run_entry
+
+    run_entry(TrainConfig, main, "train")

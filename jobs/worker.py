@@ -1,0 +1,169 @@
+"""The training loop of one worker: read a share of the batch, step the engine, measure, save."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from fit_model.models import ModelConfig, build
+from fit_model.optimize import learning_rate_factor
+from fit_model.weights import save_tensors
+from jobs.batches import Batch, BatchConfig, Feed
+from jobs.checkpoints import MODEL_FOLDER, restore, saved
+from jobs.engine import (
+    EngineConfig,
+    OptimizerConfig,
+    build_engine,
+    full_weights,
+    set_learning_rate,
+)
+from jobs.meter import Meter
+from jobs.monitor import StepRecord
+from jobs.targets import read_labelled
+from pipeline.dataset import open_dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What is kept of a training, and how often."""
+
+    checkpoint_every_steps: int = 100
+    keep_checkpoints: int = 2
+    log_every_steps: int = 10
+    peak_tflops: float | None = None
+    """Of one device at this precision; with it the share that is used (MFU) is reported."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"record.{name} {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Everything that a worker must know; the driver fills it in from the configuration."""
+
+    dataset: str
+    split: str
+    model: ModelConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    engine: EngineConfig
+    total_steps: int
+    record: RecordConfig
+    threads: int
+    inbox: Any
+
+
+def run(loop: dict[str, Assignment]) -> None:
+    """Ray Train's entry: train from the newest checkpoint, or from the start, to the last step."""
+    task = loop["assignment"]
+    torch.set_num_threads(task.threads)
+    Loop(task).run()
+
+
+class Loop:
+    """One worker's state between steps."""
+
+    def __init__(self, task: Assignment) -> None:
+        context = ray.train.get_context()
+        self.task = task
+        self.rank = context.get_world_rank()
+        self.num_workers = context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        # every worker draws the same initial weights
+        torch.manual_seed(task.batch.seed)
+        self.engine = build_engine(
+            build(task.model).to(self.device),
+            optimizer=task.optimizer,
+            engine=task.engine,
+            accumulation=task.batch.accumulation,
+        )
+        self.finished_steps = restore(self.engine)
+        self.records: list[StepRecord] = []
+
+    def run(self) -> None:
+        """All remaining steps; a checkpoint every so often and after the last."""
+        batches = self.batches()
+        for step in range(self.finished_steps, self.task.total_steps):
+            self.step(step, batches)
+            done = step + 1
+            last = done == self.task.total_steps
+            if last or done % self.task.record.log_every_steps == 0:
+                self.flush()
+            if last or done % self.task.record.checkpoint_every_steps == 0:
+                self.save(done, last=last)
+
+    def batches(self) -> Iterator[Batch]:
+        """This worker's micro-batches from the first step that is still to do."""
+        dataset = open_dataset(self.task.dataset)
+        labelled = read_labelled(dataset, self.task.model.head, split=self.task.split)
+        feed = Feed(
+            dataset,
+            labelled=labelled,
+            config=self.task.batch,
+            rank=self.rank,
+            num_workers=self.num_workers,
+        )
+        return feed.stream(self.finished_steps, self.task.total_steps)
+
+    def step(self, step: int, batches: Iterator[Batch]) -> None:
+        """One optimizer step on one global batch, measured."""
+        torch.manual_seed(step_seed(self.task.batch.seed, step=step, rank=self.rank))
+        optimizer = self.task.optimizer
+        lr = optimizer.lr * learning_rate_factor(
+            step,
+            warmup_steps=optimizer.warmup_steps,
+            total_steps=self.task.total_steps,
+            end_factor=optimizer.end_factor,
+        )
+        set_learning_rate(self.engine, lr)
+        meter = Meter(self.task.model, device=self.device)
+        for _ in range(self.task.batch.accumulation):
+            with meter.waiting():
+                batch = next(batches)
+            meter.add(batch, self.backward(batch))
+        metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
+        self.records.append(StepRecord(step=step + 1, metrics=metrics))
+
+    def backward(self, batch: Batch) -> float:
+        """Gradient of the weighted sum of this micro-batch's losses; gives that sum.
+
+        DeepSpeed divides by the micro-steps and averages over the workers; the factor undoes both, so
+        that the gradient is the mean over the global batch however many workers share it.
+        """
+        outputs = self.engine(batch.groups.to(self.device))
+        losses = self.engine.module.head.losses(outputs, batch.targets.to(self.device))
+        loss = (losses * batch.weights.to(self.device)).sum()
+        self.engine.backward(loss * self.task.batch.accumulation * self.num_workers)
+        self.engine.step()
+        return float(loss.detach())
+
+    def flush(self) -> None:
+        """Hand what was measured to the driver; one worker speaks for all."""
+        if self.rank == 0:
+            ray.get(self.task.inbox.put.remote(self.records))
+        self.records = []
+
+    def save(self, done: int, *, last: bool) -> None:
+        """A checkpoint after `done` steps; the last one carries the trained model for the registry."""
+        weights = full_weights(self.engine) if last else None
+        with saved(self.engine, step=done) as checkpoint:
+            if weights is not None and self.rank == 0:
+                save_tensors(weights, self.task.model, Path(checkpoint.path) / MODEL_FOLDER)
+            ray.train.report(
+                {"step": done},
+                checkpoint=checkpoint,
+                checkpoint_dir_name=f"step-{done:07d}",
+            )
+
+
+def step_seed(seed: int, *, step: int, rank: int) -> int:
+    """Seed of one worker's randomness in one step: restarts repeat it, workers differ in it."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])

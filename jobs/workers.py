@@ -1,0 +1,70 @@
+"""The workers of one training: how many, on what, and Ray Train that starts and replaces them."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from jobs import worker
+from jobs.cluster import require_cpus, require_gpus
+from jobs.worker import Assignment
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """Who trains."""
+
+    num_workers: int = 1
+    device: Literal["cpu", "gpu"] = "cpu"
+    cpus_per_worker: int = 1
+    """Also the number of threads that torch computes with on a CPU worker."""
+    max_failures: int = 0
+    """How often a lost worker may be replaced, continuing from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1 or self.cpus_per_worker < 1:
+            raise ValueError(
+                f"workers.num_workers {self.num_workers} and workers.cpus_per_worker "
+                f"{self.cpus_per_worker} must be at least 1"
+            )
+
+
+def require_workers(config: WorkersConfig) -> None:
+    """Refuse a number of workers that the connected cluster cannot hold."""
+    require_cpus(config.num_workers, cpus_per_worker=config.cpus_per_worker)
+    if config.device == "gpu":
+        require_gpus(config.num_workers)
+
+
+def fit(
+    assignment: Assignment, *, config: WorkersConfig, name: str, storage_path: str
+) -> ray.train.Checkpoint:
+    """Train on the workers until the last step; gives the last checkpoint.
+
+    A run of this name that was broken off continues from its newest checkpoint.
+    """
+    # workers read the dataset by absolute place; changing folders would only hide mistakes
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    trainer = TorchTrainer(
+        worker.run,
+        train_loop_config={"assignment": assignment},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.device == "gpu",
+            resources_per_worker={"CPU": config.cpus_per_worker},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage_path,
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=assignment.record.keep_checkpoints
+            ),
+        ),
+    )
+    checkpoint = trainer.fit().checkpoint
+    if checkpoint is None:
+        raise RuntimeError(f"{storage_path}/{name}: training ended without a checkpoint")
+    return checkpoint
