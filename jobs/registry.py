@@ -126,7 +126,7 @@ def record_metrics(registered: Registered, metrics: Mapping[str, float]) -> None
     """Add figures, as of an evaluation, to a version and to the run that made it."""
     with _registry() as client:
         found = client.get_model_version(registered.name, str(registered.version))
-        _log_metrics(metrics, run_id=registered.run_id, model_id=found.model_id)
+        _log_metrics(metrics, run_id=registered.run_id, model_id=_model_id(found))
 
 
 def list_versions(name: str | None = None) -> list[Registered]:
@@ -221,7 +221,7 @@ def _versions(client: "MlflowClient", name: str) -> list["ModelVersion"]:
 
 def _registered(client: "MlflowClient", found: "ModelVersion") -> Registered:
     aliases = client.get_registered_model(found.name).aliases
-    metrics = client.get_logged_model(found.source.removeprefix("models:/")).metrics or []
+    metrics = client.get_logged_model(_model_id(found)).metrics or []
     return Registered(
         name=found.name,
         version=int(found.version),
@@ -232,6 +232,11 @@ def _registered(client: "MlflowClient", found: "ModelVersion") -> Registered:
         tags=dict(found.tags),
         metrics={metric.key: metric.value for metric in metrics},
     )
+
+
+def _model_id(found: "ModelVersion") -> str:
+    """MLflow's model behind a version; `found.model_id` is empty in some stores."""
+    return found.source.removeprefix("models:/")
 
 
 def _check_name(name: str) -> str:

@@ -157,6 +157,12 @@ def test_an_alias_moves_from_version_to_version(store, model):
     assert registry.show("animals@champion").version == 2
 
 
+def test_metrics_of_a_later_evaluation_join_those_of_the_version(store, model):
+    register(model, store)
+    registry.record_metrics(registry.show("animals"), {"auroc": 0.5})
+    assert registry.show("animals").metrics == {"accuracy": 0.75, "auroc": 0.5}
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
