@@ -1,0 +1,152 @@
+"""Stages called as plain functions of tables: what is planned is read, what is read is stored."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
+from pipeline.extract import addresses, extract_groups, squares_of
+from pipeline.plan import PROBED, grid_of, group_bytes, header_of, plan_shards, probe_images
+from pipeline.readers.open import open_image
+from pipeline.readers.protocol import ImageHeader, SourceError
+from pipeline.sources import SOURCES
+from pipeline.storage import Location
+from pipeline.store import ShardWriter, store_shards
+from tests.pipeline.scenes import noise, write_raster
+
+GROUPING = GroupingConfig(group_side_px=64)
+
+
+def probed(sizes: list[tuple[int, int, str]]) -> pa.Table:
+    """Headers of images that nobody made."""
+    rows = []
+    for number, (height, width, dtype) in enumerate(sizes):
+        header = ImageHeader(
+            width_px=width,
+            height_px=height,
+            bands=3,
+            dtype=dtype,
+            num_levels=1,
+            tile_height_px=256,
+            tile_width_px=256,
+        )
+        rows.append({"image_id": f"{number:03d}", "uri": "x.tif", "header": asdict(header)})
+    return pa.Table.from_pylist(rows, schema=PROBED)
+
+
+SIZES = st.lists(
+    st.tuples(st.integers(1, 1500), st.integers(1, 1500), st.sampled_from(["uint8", "float32"])),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(SIZES, st.integers(1, 5), st.randoms())
+def test_every_group_is_planned_exactly_once_in_shards_of_bounded_size_and_one_format(
+    sizes: list[tuple[int, int, str]], shard_mb: int, random: object
+) -> None:
+    table = probed(sizes)
+    shards = plan_shards(table, side_px=64, shard_mb=shard_mb, generation="a")
+    planned: dict[str, list[int]] = {row["image_id"]: [] for row in table.to_pylist()}
+    for shard in shards.to_pylist():
+        headers = [header_of(piece) for piece in shard["pieces"]]
+        assert len({(header.bands, header.dtype) for header in headers}) == 1
+        groups = sum(piece["num_groups"] for piece in shard["pieces"])
+        assert groups * group_bytes(headers[0], side_px=64) <= shard_mb * 1_000_000
+        assert shard["whole_images"] or len(shard["pieces"]) == 1
+        for piece in shard["pieces"]:
+            first = piece["first_group"]
+            planned[piece["image_id"]] += range(first, first + piece["num_groups"])
+    for row in table.to_pylist():
+        whole = grid_of(header_of(row), side_px=64).num_groups
+        assert planned[row["image_id"]] == list(range(whole))
+    mixed = list(range(table.num_rows))
+    random.shuffle(mixed)
+    again = plan_shards(table.take(mixed), side_px=64, shard_mb=shard_mb, generation="a")
+    assert again.equals(shards)
+
+
+def test_extracted_squares_hold_the_image_and_zeros_beyond_it(tmp_path: Path) -> None:
+    pixels = noise(100, 150, 2, dtype="int16")
+    path = write_raster(tmp_path / "a.tif", pixels)
+    with open_image(str(path)) as image:
+        grid = grid_of(image.header, side_px=64)
+        rows = addresses("a", grid=grid, first=3, count=3)
+        squares = squares_of(extract_groups(rows, image=image, grid=grid))
+    assert np.array_equal(squares[1, :36], pixels[64:100, 64:128])
+    assert np.array_equal(squares[2, :36, :22], pixels[64:, 128:])
+    assert not squares[:, 36:].any()
+    assert not squares[2, :, 22:].any()
+
+
+def test_what_cannot_be_opened_becomes_a_cause_and_the_rest_goes_on(tmp_path: Path) -> None:
+    write_raster(tmp_path / "a.tif", noise(10, 10, 1))
+    (tmp_path / "b.tif").write_bytes(b"II*\0 nothing")
+    uris = [str(tmp_path / f"{name}.tif") for name in "abc"]
+    images = pa.table({"image_id": ["a", "b", "c"], "uri": uris}, schema=SOURCES)
+    found = probe_images(images, grouping=GROUPING, limits=LimitsConfig()).to_pylist()
+    assert [row["header"] is not None for row in found] == [True, False, False]
+    assert found[0]["cause"] is None
+    assert "b.tif" in found[1]["cause"]
+    assert "No such file" in found[2]["cause"]
+
+
+def test_too_many_or_too_large_groups_become_a_cause(tmp_path: Path) -> None:
+    uri = str(write_raster(tmp_path / "a.tif", noise(5000, 5000, 1)))
+    images = pa.table({"image_id": ["a"], "uri": [uri]}, schema=SOURCES)
+    tiny = GroupingConfig(group_side_px=1, patch_px=1)
+    (row,) = probe_images(images, grouping=tiny, limits=LimitsConfig()).to_pylist()
+    assert "make 25000000 groups of 1 px" in row["cause"]
+    huge = GroupingConfig(group_side_px=40_000)
+    (row,) = probe_images(images, grouping=huge, limits=LimitsConfig()).to_pylist()
+    assert "is over 1 GiB: choose a smaller group_side_px" in row["cause"]
+
+
+def test_a_source_that_changed_after_it_was_planned_is_damaged(tmp_path: Path) -> None:
+    uri = write_raster(tmp_path / "a.tif", noise(100, 100, 1))
+    images = pa.table({"image_id": ["a"], "uri": [str(uri)]}, schema=SOURCES)
+    found = probe_images(images, grouping=GROUPING, limits=LimitsConfig())
+    shards = plan_shards(found, side_px=64, shard_mb=1, generation="a")
+    write_raster(tmp_path / "a.tif", noise(90, 100, 1))
+    (row,) = store_shards(
+        shards,
+        output=str(tmp_path / "out"),
+        grouping=GROUPING,
+        background=BackgroundConfig(),
+        limits=LimitsConfig(),
+    ).to_pylist()
+    assert row["cause"] == "changed while it was being preprocessed"
+    assert row["part"] is None
+    assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_a_shard_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", noise(64, 128, 1))
+    place = Location.of(str(tmp_path / "out"))
+    with open_image(str(path)) as image:
+        grid = grid_of(image.header, side_px=64)
+        groups = extract_groups(addresses("a", grid=grid, first=0, count=2), image=image, grid=grid)
+
+    def left() -> list[str]:
+        return [each.name for each in (tmp_path / "out").rglob("*") if each.is_file()]
+
+    def write_and_die() -> None:
+        with ShardWriter(place, "shards/a-000000.arrow") as writer:
+            writer.write(groups)
+            raise SourceError("gone")
+
+    with pytest.raises(SourceError):
+        write_and_die()
+    assert left() == []
+    with ShardWriter(place, "shards/a-000000.arrow") as writer:
+        writer.write(groups)
+        writer.discard()
+    assert left() == []
+    with ShardWriter(place, "shards/a-000000.arrow") as writer:
+        writer.write(groups)
+    assert left() == ["a-000000.arrow"]
