@@ -1,4 +1,4 @@
-"""Stored images as batches of patch groups: which image when is pure arithmetic, reading is ahead of need."""
+"""Stored images as batches of patch groups: the order is arithmetic, reading runs ahead."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ class Feed:
         self.num_workers = num_workers
 
     def stream(self, first_step: int, last_step: int, *, ahead: int = 3) -> Iterator[Batch]:
-        """Micro-batches of steps first_step to last_step - 1 in order, `ahead` of them being read."""
+        """Micro-batches of steps first_step to last_step - 1; `ahead` of them are being read."""
         places = product(range(first_step, last_step), range(self.config.accumulation))
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
             waiting: deque[Future[Batch]] = deque()
@@ -92,8 +92,9 @@ class Feed:
     def micro_batch(self, step: int, part: int) -> Batch:
         """Part `part` of this worker's share of the global batch of `step`.
 
-        Weights make the sum over all parts and workers the mean over the global batch. A worker whose
-        part is empty reads the step's first image at weight 0: it must take part in collectives.
+        Weights make the sum over all parts and workers the mean over the global batch. A worker
+        whose part is empty reads the step's first image at weight 0: it must take part in
+        collectives.
         """
         indices = global_batch(
             step,

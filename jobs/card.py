@@ -25,16 +25,23 @@ def model_card(
         else f"numbers: {', '.join(head.targets)}"
     )
     sizes = sorted({(image.height_px, image.width_px) for image in dataset.images()})
-    shown = ", ".join(f"{height} x {width}" for height, width in sizes[:6])
+    shown = ", ".join([f"{height} x {width}" for height, width in sizes[:6]])
+    shown += ", ..." if len(sizes) > 6 else ""
+    num_images = dataset.info.splits.get("train", dataset.info.images)
+    parameters = num_parameters(model)
     figures = "\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()))
     return f"""# {name}
 
-FIT encoder (Far-reaching Interleaved Transformers, arXiv:2305.12689), {num_parameters(model):,} parameters.
+FIT encoder (Far-reaching Interleaved Transformers, arXiv:2305.12689),
+{parameters:,} parameters.
 
 - **Predicts** {predicts}
-- **Takes** images of {pixels.bands} bands in groups of {pixels.group_side_px} px, patches of {model.encoder.patch_px} px; any number of groups an image
-- **Body** layers {trunk.layers}, widths {trunk.width} and {trunk.latent_width}, {trunk.latents_per_group} latents a group
-- **Trained on** {dataset.info.splits.get("train", dataset.info.images)} images ({shown}{" px, ..." if len(sizes) > 6 else " px"}), dataset digest `{dataset.info.digest}`
+- **Takes** images of {pixels.bands} bands in groups of {pixels.group_side_px} px,
+  patches of {model.encoder.patch_px} px; any number of groups an image
+- **Body** layers {trunk.layers}, widths {trunk.width} and {trunk.latent_width},
+  {trunk.latents_per_group} latents a group
+- **Trained on** {num_images} images ({shown} px), dataset digest
+  `{dataset.info.digest}`
 - **Run** `{run_id}`, {total_steps} steps
 
 | last step of training | |

@@ -5,9 +5,9 @@
       step-0000050/state/...       DeepSpeed's files, one set a worker
       step-0000100/model/          fit_model.weights layout, in the last checkpoint only
 
-Ray Train uploads a checkpoint and only then names it in its own record, so a kill in between leaves a
-folder that nothing refers to. These files are for resuming one's own training and are pickled by torch;
-what people exchange is `model/` (safetensors and JSON).
+Ray Train uploads a checkpoint and only then names it in its own record, so a kill in between leaves
+a folder that nothing refers to. These files are for resuming one's own training and are pickled by
+torch; what people exchange is `model/` (safetensors and JSON).
 """
 
 import json
@@ -50,7 +50,7 @@ def read_record(folder: str) -> RunRecord | None:
 
 @contextmanager
 def saved(engine: Any, *, step: int) -> Iterator[ray.train.Checkpoint]:
-    """This worker's part of the checkpoint after `step` steps, in a folder that goes when done.
+    """One worker's part of the checkpoint after `step` steps, in a folder that goes when done.
 
     Every worker calls it; Ray Train merges the parts.
     """
@@ -61,7 +61,7 @@ def saved(engine: Any, *, step: int) -> Iterator[ray.train.Checkpoint]:
 
 
 def restore(engine: Any) -> int:
-    """Load the newest checkpoint into the engine; gives the number of steps it has seen, 0 without one."""
+    """Load the newest checkpoint into the engine; gives the steps it has seen, 0 without one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
@@ -70,6 +70,6 @@ def restore(engine: Any) -> int:
     if path is None:
         raise ValueError(
             f"{checkpoint.path}: this checkpoint cannot be loaded by rank "
-            f"{ray.train.get_context().get_world_rank()}; remove its folder to fall back on an older one"
+            f"{ray.train.get_context().get_world_rank()}; remove its folder to use an older one"
         )
     return int(client_state["step"])

@@ -1,4 +1,4 @@
-"""A DeepSpeed engine around a model: precision, ZeRO stage, accumulation and clipping as configured."""
+"""A DeepSpeed engine around a model: precision, ZeRO stage, accumulation, clipping."""
 
 import os
 from collections.abc import Mapping
@@ -51,8 +51,8 @@ def deepspeed_settings(
 ) -> dict[str, Any]:
     """DeepSpeed's own configuration for these settings.
 
-    The loss arrives already weighted by every image's share of the global batch, so the batch size named
-    here counts micro-steps only and is never used to scale anything.
+    The loss arrives already weighted by every image's share of the global batch, so the batch size
+    named here counts micro-steps only and is never used to scale anything.
     """
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -99,7 +99,7 @@ def set_learning_rate(engine: Any, lr: float) -> None:
 def full_weights(engine: Any) -> Mapping[str, Tensor]:
     """The model's weights in fp32 on the CPU, gathered from all workers; every worker calls this.
 
-    Under bf16 these are the master weights, not the rounded ones. Cost: one weight at a time travels.
+    Under bf16 these are the master weights, not the rounded ones. One weight at a time travels.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 

@@ -14,7 +14,7 @@ from fit_model.models import ModelConfig
 from jobs.batches import Batch
 
 TRAINING_FACTOR = 3
-"""Forward and backward cost three forwards; recomputation does no useful work and is not counted."""
+"""Forward and backward cost three forwards; recomputation is no useful work."""
 
 
 class Meter:
@@ -74,7 +74,7 @@ class Meter:
         return metrics
 
     def peak_gb(self) -> float:
-        """Peak memory of this worker: of the device on a GPU, resident memory of the process else."""
+        """Peak memory of this worker: of the GPU, else the resident memory of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

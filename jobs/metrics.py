@@ -14,7 +14,7 @@ class ClassScores:
     accuracy: float
     balanced_accuracy: float
     auroc: float | None
-    """Area under the ROC curve, one class against the rest, averaged; None when a class is absent."""
+    """Area under the ROC curve, one class against the rest, mean; None if a class is absent."""
     confusion: NDArray[np.int64]
     """[true class, predicted class], counts."""
 

@@ -50,7 +50,8 @@ class Inbox:
 class Monitor:
     """Drains the inbox while training runs: logs every step once, moves the progress bar.
 
-    Steps up to `logged_steps` are in the record already, from before a restart, and are not logged again.
+    Steps up to `logged_steps` are in the record already, from before a restart, and are not logged
+    again.
     """
 
     def __init__(self, *, total_steps: int, logged_steps: int, log: Log, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""A model's outputs for many images: Ray Data hands image numbers to workers that hold the model."""
+"""A model's outputs for many images: Ray Data hands image numbers to workers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,6 +44,7 @@ class Predictor:
         self.records = records
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """The batch with the outputs beside the numbers."""
         chosen = [self.records[number] for number in batch["number"].to_pylist()]
         groups = collate([read_groups(self.dataset, record) for record in chosen])
         with torch.inference_mode():

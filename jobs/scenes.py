@@ -1,13 +1,14 @@
-"""Real photographs strewn with real handwritten digits: scenes that only a whole, sharp look can read.
+"""Photographs strewn with handwritten digits: scenes that only a whole, sharp look can read.
 
-Every scene is a crop of one of scikit-learn's two photographs, enlarged, with handwritten digits of two
-kinds (0 and 2, which hold equal amounts of ink) laid on it. The label is the kind in the majority over
-the whole scene. A thumbnail cannot tell the digits apart and a crop sees too few of them.
+Every scene is a crop of one of scikit-learn's two photographs, enlarged, with real handwritten
+digits of two kinds (0 and 2, which hold equal amounts of ink) laid on it. The label is the kind in
+the majority over the whole scene. A thumbnail cannot tell the digits apart and a crop sees too few.
 
 Training scenes use one part of each photograph and one part of the handwritten digits; held-out
 scenes use the other parts.
 """
 
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 from sklearn.datasets import load_digits, load_sample_images
 
 KINDS = (0, 2)
@@ -39,7 +41,7 @@ Pixels = NDArray[np.uint8]
 class SceneConfig:
     """What a set of scenes looks like; sides in px."""
 
-    training_scenes: int = 3000
+    training_scenes: int = 5000
     heldout_scenes: int = 400
     sides_px: tuple[tuple[int, int], ...] = ((192, 256), (256, 256), (256, 320))
     """Height and width of the scenes, in turn."""
@@ -54,12 +56,12 @@ class SceneConfig:
             cells = (height_px // self.digit_px) * (width_px // self.digit_px)
             if cells < self.digits:
                 raise ValueError(
-                    f"{self.digits} digits of {self.digit_px} px do not fit on {height_px} x {width_px} px: "
-                    f"at most {cells} do"
+                    f"{self.digits} digits of {self.digit_px} px do not fit on "
+                    f"{height_px} x {width_px} px: at most {cells} do"
                 )
         if not self.digits / 2 < self.majority[0] <= self.majority[1] <= self.digits:
             raise ValueError(
-                f"majority {self.majority} must lie between {self.digits // 2 + 1} and {self.digits}"
+                f"majority {self.majority} must lie from {self.digits // 2 + 1} to {self.digits}"
             )
 
 
@@ -148,7 +150,7 @@ def enlarge(ink: NDArray[np.float64], side_px: int) -> NDArray[np.float64]:
 def write_scenes(config: SceneConfig, folder: Path, *, processes: int = 2) -> None:
     """Make all scenes: images/*.tif (tiled GeoTIFF), labels.csv, and contents.parquet.
 
-    contents.parquet lists every digit (image, kind, centre in px): what a perfect reader would read.
+    contents.parquet lists every digit, its kind and its place: what a perfect reader would read.
     """
     images = folder / "images"
     images.mkdir(parents=True)
@@ -205,6 +207,27 @@ def _write_scene(config: SceneConfig, folder: Path, number: int, split: str) -> 
     )
 
 
+def write_tiff(path: Path, pixels: Pixels) -> None:
+    """A tiled, deflated TIFF of one RGB image, without a place on Earth."""
+    height_px, width_px, bands = pixels.shape
+    options = {"tiled": True, "blockxsize": TILE_PX, "blockysize": TILE_PX, "photometric": "RGB"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            height=height_px,
+            width=width_px,
+            count=bands,
+            dtype="uint8",
+            compress="deflate",
+            zlevel=1,
+            **options,
+        ) as file:
+            file.write(pixels.transpose(2, 0, 1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PerfectReaders:
     """Accuracy of readers who know every digit they see, but see only a part of each scene."""
@@ -214,7 +237,7 @@ class PerfectReaders:
 
 
 def perfect_readers(contents: pa.Table) -> PerfectReaders:
-    """How often a part's own majority is the scene's, over all parts of all scenes; a tie counts half."""
+    """How often a part's own majority is the scene's, over all parts; a tie counts half."""
     groups: list[float] = []
     quarters: list[float] = []
     for _, scene in contents.to_pandas().groupby("image"):

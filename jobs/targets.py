@@ -1,4 +1,4 @@
-"""What a model learns to predict: label columns of a dataset as tensors, in the head's own order."""
+"""What a model learns to predict: label columns as tensors, in the head's own order."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -42,7 +42,7 @@ class Labelled:
 def head_config(
     target: ClassifyTarget | RegressTarget, dataset: Dataset, *, split: str
 ) -> HeadConfig:
-    """The head for these labels: classes of the whole dataset, or mean and deviation over `split`."""
+    """The head for these labels: classes of the dataset, or mean and deviation over `split`."""
     if isinstance(target, ClassifyTarget):
         _require(dataset, target.label, kind="class")
         classes = dataset.info.classes[target.label]

@@ -101,7 +101,7 @@ class Loop:
                 self.save(done, last=last)
 
     def batches(self) -> Iterator[Batch]:
-        """This worker's micro-batches from the first step that is still to do."""
+        """The worker's micro-batches from the first step that is still to do."""
         dataset = open_dataset(self.task.dataset)
         labelled = read_labelled(dataset, self.task.model.head, split=self.task.split)
         feed = Feed(
@@ -135,8 +135,8 @@ class Loop:
     def backward(self, batch: Batch) -> float:
         """Gradient of the weighted sum of this micro-batch's losses; gives that sum.
 
-        DeepSpeed divides by the micro-steps and averages over the workers; the factor undoes both, so
-        that the gradient is the mean over the global batch however many workers share it.
+        DeepSpeed divides by the micro-steps and averages over the workers; the factor undoes both,
+        so that the gradient is the mean over the global batch however many workers share it.
         """
         outputs = self.engine(batch.groups.to(self.device))
         losses = self.engine.module.head.losses(outputs, batch.targets.to(self.device))
@@ -152,7 +152,7 @@ class Loop:
         self.records = []
 
     def save(self, done: int, *, last: bool) -> None:
-        """A checkpoint after `done` steps; the last one carries the trained model for the registry."""
+        """A checkpoint after `done` steps; the last one carries the trained model."""
         weights = full_weights(self.engine) if last else None
         with saved(self.engine, step=done) as checkpoint:
             if weights is not None and self.rank == 0:
