@@ -74,9 +74,7 @@ def check_output(output: str, *, if_exists: str) -> Location:
 @contextmanager
 def claim(place: Location) -> Iterator[Claim]:
     """Write a dataset inside this block; left without `publish`, what was written is removed."""
-    current = None
-    if place.child(INFO).exists():
-        current = json.loads(place.child(INFO).read_bytes()).get("generation")
+    current = _current(place)
     generation = next(name for name in GENERATIONS if name != current)
     note = {"what": "farreach preprocess has not finished here; its next run cleans up"}
     place.child(UNFINISHED).write_bytes(json.dumps(note).encode())
@@ -87,6 +85,19 @@ def claim(place: Location) -> Iterator[Claim]:
         # A task that still runs may add a shard after this: unfinished.json stays for the next run.
         _clean(place, keep=current)
         raise
+
+
+def _current(place: Location) -> str | None:
+    """The generation of the finished dataset, if there is one."""
+    if not place.child(INFO).exists():
+        return None
+    try:
+        generation = json.loads(place.child(INFO).read_bytes())["generation"]
+    except (ValueError, KeyError, TypeError):
+        generation = None
+    if generation not in GENERATIONS:
+        raise ValueError(f"{place}: dataset.json is damaged or not ours; delete the folder first")
+    return generation
 
 
 def _clean(place: Location, *, keep: str | None) -> None:

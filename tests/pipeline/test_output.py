@@ -89,12 +89,23 @@ def test_a_replacement_that_dies_leaves_the_old_dataset_whole(
 ) -> None:
     first = preprocess(config, run_stage=in_process)
     before = files(Path(config.output))
+    other = changed(config, if_exists="replace", grouping=GroupingConfig(group_side_px=32))
     with pytest.raises(KeyboardInterrupt):
-        preprocess(changed(config, if_exists="replace"), run_stage=dies_after(tasks))
+        preprocess(other, run_stage=dies_after(tasks))
     assert files(Path(config.output)) - before == {"unfinished.json"}
     stored = open_dataset(config.output)
     assert stored.info.digest == first.digest
     assert stored.verify() == []
+
+
+def test_a_damaged_dataset_is_not_replaced_blindly(config: PreprocessConfig) -> None:
+    preprocess(config, run_stage=in_process)
+    info = Path(config.output) / "dataset.json"
+    info.write_text('{"schema_version": 1, "gene')
+    before = files(Path(config.output))
+    with pytest.raises(ValueError, match=r"dataset.json is damaged or not ours; delete the folder"):
+        preprocess(changed(config, if_exists="replace"), run_stage=in_process)
+    assert files(Path(config.output)) == before
 
 
 def test_an_old_dataset_stays_whole_until_the_new_one_is_published(
