@@ -74,10 +74,10 @@ def extract_groups(rows: pa.Table, *, image: ImageReader, grid: Grid) -> pa.Tabl
 
 def squares_of(groups: pa.Table) -> np.ndarray:
     """The pixels of a table of groups as [group, side, side, bands], without a copy."""
-    column = groups["pixels"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0)
-    return column.to_numpy_ndarray()
+    column = groups["pixels"]
+    # combine_chunks copies even where there is only one chunk
+    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return whole.to_numpy_ndarray()
 
 
 def flat_bytes(pixels: np.ndarray) -> memoryview:

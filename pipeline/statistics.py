@@ -63,11 +63,12 @@ def measure(tile: np.ndarray, *, nodata: float | None) -> Moments:
     step = max(1, CHUNK_VALUES // (tile.shape[1] * bands))
     total = Moments.nothing(bands)
     for top in range(0, tile.shape[0], step):
-        chunk = tile[top : top + step].reshape(-1, bands)
+        # Band by band in memory: sums along the last axis are several times faster.
+        chunk = np.ascontiguousarray(tile[top : top + step].reshape(-1, bands).T)
         there = ~is_missing(chunk, nodata=nodata)
         values = np.where(there, chunk, 0).astype(np.float64)
-        count = there.sum(0).astype(np.float64)
-        mean = values.sum(0) / np.maximum(count, 1)
-        apart = np.where(there, values - mean, 0)
-        total = total + Moments(count=count, mean=mean, m2=(apart * apart).sum(0))
+        count = np.count_nonzero(there, axis=1).astype(np.float64)
+        mean = values.sum(axis=1) / np.maximum(count, 1)
+        apart = np.where(there, values - mean[:, None], 0)
+        total = total + Moments(count=count, mean=mean, m2=(apart * apart).sum(axis=1))
     return total
