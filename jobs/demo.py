@@ -29,6 +29,7 @@ from jobs.scenes import PerfectReaders, SceneConfig, perfect_readers, write_scen
 
 MARK = ".farreach-demo"
 MODEL = "scenes"
+CHAMPION = f"{MODEL}@champion"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ def main(config: DemoConfig) -> None:
     for command in commands(config):
         run(command, folder, console)
     readers = perfect_readers(heldout_contents(folder / "scenes"))
-    champion = registry.show(f"{MODEL}@champion")
+    champion = registry.show(CHAMPION)
     scores_table(champion, readers, scenes, console)
     tell(champion, folder, time.monotonic() - started_s, console)
 
@@ -106,7 +107,8 @@ def scores_table(
     model: registry.Registered, readers: PerfectReaders, scenes: SceneConfig, console: Console
 ) -> None:
     """The model beside readers who make no mistake but see only a part."""
-    sizes = ", ".join(f"{height} x {width}" for height, width in scenes.sides_px)
+    sides = [side for sides in scenes.sides_px for side in sides]
+    sizes = f"{min(sides)} to {max(sides)} px a side"
     table = Table(title="\nWhich digit is in the majority? Share of held-out scenes answered right")
     table.add_column("who looks")
     table.add_column("at what")
@@ -115,7 +117,7 @@ def scores_table(
     table.add_row("a perfect reader", "one group of 64 x 64 px", f"{readers.one_group:.1%}")
     table.add_row("a perfect reader", "one quarter of the scene", f"{readers.one_quarter:.1%}")
     accuracy = model.metrics["test/accuracy"]
-    table.add_row(f"FIT, {model.address}", f"whole scenes, {sizes} px", f"[bold]{accuracy:.1%}[/]")
+    table.add_row(f"FIT, {CHAMPION}", f"whole scenes, {sizes}", f"[bold]{accuracy:.1%}[/]")
     console.print(table)
 
 
@@ -131,7 +133,7 @@ def tell(model: registry.Registered, folder: Path, seconds: float, console: Cons
         "\nNext:\n"
         f"  mlflow ui --backend-store-uri sqlite:///{folder}/mlflow.db     "
         "then open http://127.0.0.1:5000\n"
-        f"  cd {folder} && farreach models show {model.address}\n"
+        f"  cd {folder} && farreach models show {CHAMPION}\n"
         f"  cd {folder} && farreach train train.yaml name=wider model.trunk.width=96"
     )
 

@@ -1,5 +1,6 @@
 """A model's outputs for many images: Ray Data hands image numbers to workers."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,8 @@ def predict(
     console: Console,
 ) -> NDArray[np.float64]:
     """Raw outputs of the model for every record, [images, outputs], in the order of the records."""
+    # Ray Data tells how it is doing in lines of its own; what goes wrong is raised here
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
