@@ -13,6 +13,7 @@ def model_card(
     model: ModelConfig,
     dataset: Dataset,
     *,
+    split: str,
     run_id: str,
     total_steps: int,
     metrics: Mapping[str, float],
@@ -24,10 +25,10 @@ def model_card(
         if isinstance(head, ClassifyConfig)
         else f"numbers: {', '.join(head.targets)}"
     )
-    sizes = sorted({(image.height_px, image.width_px) for image in dataset.images()})
+    images = [image for image in dataset.images(split) if image.groups]
+    sizes = sorted({(image.height_px, image.width_px) for image in images})
     shown = ", ".join([f"{height} x {width}" for height, width in sizes[:6]])
     shown += ", ..." if len(sizes) > 6 else ""
-    num_images = dataset.info.splits.get("train", dataset.info.images)
     parameters = num_parameters(model)
     figures = "\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()))
     return f"""# {name}
@@ -40,7 +41,7 @@ FIT encoder (Far-reaching Interleaved Transformers, arXiv:2305.12689),
   patches of {model.encoder.patch_px} px; any number of groups an image
 - **Body** layers {trunk.layers}, widths {trunk.width} and {trunk.latent_width},
   {trunk.latents_per_group} latents a group
-- **Trained on** {num_images} images ({shown} px), dataset digest
+- **Trained on** {len(images)} images ({shown} px), dataset digest
   `{dataset.info.digest}`
 - **Run** `{run_id}`, {total_steps} steps
 

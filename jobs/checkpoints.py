@@ -12,7 +12,7 @@ torch; what people exchange is `model/` (safetensors and JSON).
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import ray.train
 
+from jobs.monitor import StepRecord
 from pipeline.storage import Location
 
 RECORD = "run.json"
@@ -48,23 +49,36 @@ def read_record(folder: str) -> RunRecord | None:
     return RunRecord(**json.loads(place.read_bytes())) if place.exists() else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a checkpoint has come."""
+
+    step: int = 0
+    """Finished steps."""
+    records: tuple[StepRecord, ...] = ()
+    """The newest steps' figures: a kill may come before the driver has logged them."""
+
+
 @contextmanager
-def saved(engine: Any, *, step: int) -> Iterator[ray.train.Checkpoint]:
+def saved(
+    engine: Any, *, step: int, records: Sequence[StepRecord]
+) -> Iterator[ray.train.Checkpoint]:
     """One worker's part of the checkpoint after `step` steps, in a folder that goes when done.
 
     Every worker calls it; Ray Train merges the parts.
     """
+    client_state = {"step": step, "records": [asdict(record) for record in records]}
     with tempfile.TemporaryDirectory(prefix="farreach-checkpoint-") as folder:
         (Path(folder) / TAG).mkdir()
-        engine.save_checkpoint(folder, tag=TAG, client_state={"step": step}, save_latest=False)
+        engine.save_checkpoint(folder, tag=TAG, client_state=client_state, save_latest=False)
         yield ray.train.Checkpoint.from_directory(folder)
 
 
-def restore(engine: Any) -> int:
-    """Load the newest checkpoint into the engine; gives the steps it has seen, 0 without one."""
+def restore(engine: Any) -> Progress:
+    """Load the newest checkpoint, if there is one, into the engine; gives how far it has come."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return Progress()
     with checkpoint.as_directory() as folder:
         path, client_state = engine.load_checkpoint(folder, tag=TAG)
     if path is None:
@@ -72,4 +86,7 @@ def restore(engine: Any) -> int:
             f"{checkpoint.path}: this checkpoint cannot be loaded by rank "
             f"{ray.train.get_context().get_world_rank()}; remove its folder to use an older one"
         )
-    return int(client_state["step"])
+    return Progress(
+        step=int(client_state["step"]),
+        records=tuple(StepRecord(**record) for record in client_state["records"]),
+    )

@@ -80,6 +80,10 @@ def main(config: EvaluateConfig) -> dict[str, float]:
             system_metrics=False,
         ) as run:
             scores = score(model, outputs, labelled, split=config.split, run=run)
+            if found.registered is None:
+                run.log_metrics(scores, step=0)
+            else:
+                registry.record_metrics(found.registered, scores)
             run.log_dataset(
                 config.dataset,
                 name=config.split,
@@ -87,8 +91,6 @@ def main(config: EvaluateConfig) -> dict[str, float]:
                 context="evaluation",
                 counts={"images": len(labelled.records)},
             )
-    if found.registered is not None:
-        registry.record_metrics(found.registered, scores)
     tell(config, scores, labelled, console)
     return scores
 
@@ -120,7 +122,7 @@ def source(model: str) -> Iterator[Source]:
 def score(
     model: Model, outputs: NDArray[np.float64], labelled: Labelled, *, split: str, run: Run
 ) -> dict[str, float]:
-    """Scores by name, with the split before them; they and their picture go into the run."""
+    """Scores by name, with the split before them; their pictures go into the run."""
     head = model.config.head
     truth = labelled.values.numpy()
     if isinstance(head, ClassifyConfig):
@@ -134,9 +136,7 @@ def score(
         for column, name in enumerate(head.targets):
             picture = prediction_picture(truth[:, column], predicted[:, column], name)
             run.log_figure(picture, f"{split}/{name}.png")
-    scores = {f"{split}/{name}": value for name, value in named.items()}
-    run.log_metrics(scores, step=0)
-    return scores
+    return {f"{split}/{name}": value for name, value in named.items()}
 
 
 def tell(

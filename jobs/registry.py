@@ -63,7 +63,7 @@ def register(
     """
     from fit_model import weights
 
-    _check_name(name)
+    check_name(name)
     with _registry() as client:
         model_folder = Path(model_folder)
         config = weights.load(model_folder).config
@@ -132,7 +132,7 @@ def record_metrics(registered: Registered, metrics: Mapping[str, float]) -> None
 def list_versions(name: str | None = None) -> list[Registered]:
     """All versions of one name or of all, the newest of each name first."""
     with _registry() as client:
-        wanted = f"name = '{_check_name(name)}'" if name else None
+        wanted = f"name = '{check_name(name)}'" if name else None
         names = sorted(model.name for model in client.search_registered_models(wanted))
         if name and not names:
             raise UserError(_no_model(client, name))
@@ -195,7 +195,7 @@ def _find(client: "MlflowClient", address: str) -> "ModelVersion":
     address = address.removeprefix("models:/")
     name, at, alias = address.partition("@")
     name, slash, number = (name, "", "") if at else address.partition("/")
-    _check_name(name)
+    check_name(name)
     if (at and not alias) or (slash and not number.isdigit()):
         raise UserError(f"'{address}' is no model: write NAME@alias, NAME/version or NAME")
     versions = _versions(client, name)
@@ -239,7 +239,8 @@ def _model_id(found: "ModelVersion") -> str:
     return found.source.removeprefix("models:/")
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """The name of a registered model; refuses what an address could not hold."""
     if not name or set(name) & set("/:@'\"") or name != name.strip():
         raise UserError(f"'{name}' is no model name: use letters, digits, '-', '_' and '.'")
     return name

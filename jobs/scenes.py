@@ -176,22 +176,7 @@ def _write_scene(config: SceneConfig, folder: Path, number: int, split: str) -> 
     part = "training" if split == "train" else "heldout"
     scene = make_scene(rng, config, part, height_px, width_px)
     name = f"scene-{number:05d}"
-    with rasterio.open(
-        folder / f"{name}.tif",
-        "w",
-        driver="GTiff",
-        height=height_px,
-        width=width_px,
-        count=3,
-        dtype="uint8",
-        photometric="RGB",
-        tiled=True,
-        blockxsize=TILE_PX,
-        blockysize=TILE_PX,
-        compress="deflate",
-        zlevel=1,
-    ) as file:
-        file.write(scene.pixels.transpose(2, 0, 1))
+    write_tiff(folder / f"{name}.tif", scene.pixels)
     rows, columns = zip(*scene.centres_px, strict=True)
     return pa.table(
         {
@@ -237,7 +222,10 @@ class PerfectReaders:
 
 
 def perfect_readers(contents: pa.Table) -> PerfectReaders:
-    """How often a part's own majority is the scene's, over all parts; a tie counts half."""
+    """How often a part's own majority is the scene's; a tie counts half.
+
+    Over all quarters of all scenes, and over all groups that hold the centre of a digit.
+    """
     groups: list[float] = []
     quarters: list[float] = []
     for _, scene in contents.to_pandas().groupby("image"):

@@ -34,7 +34,7 @@ class Labelled:
 
     records: tuple[ImageRecord, ...]
     values: Tensor
-    """Class indices, int64 [images], or numbers, float32 [images, targets]."""
+    """Class indices, int64 [images], or numbers, float64 [images, targets]."""
     without_groups: int
     """Images that were left out because nothing but background was found in them."""
 
@@ -49,9 +49,10 @@ def head_config(
         return ClassifyConfig(target=target.label, classes=classes, pool=target.pool)
     for label in target.labels:
         _require(dataset, label, kind="number")
-    numbers = _numbers(_seen(dataset, split), target.labels).double()
+    numbers = _numbers(_seen(dataset, split), target.labels)
     deviation = numbers.std(dim=0, correction=0)
-    constant = [name for name, std in zip(target.labels, deviation, strict=True) if std == 0]
+    same = (numbers == numbers[0]).all(dim=0)
+    constant = [name for name, each in zip(target.labels, same, strict=True) if each]
     if constant:
         raise ValueError(f"label {constant[0]!r} is the same for every image of split {split!r}")
     return RegressConfig(
@@ -109,4 +110,4 @@ def _numbers(records: list[ImageRecord], labels: tuple[str, ...]) -> Tensor:
     for record, row in zip(records, rows, strict=True):
         if None in row:
             raise ValueError(f"image {record.image_id!r} has no {labels[row.index(None)]}")
-    return torch.tensor(rows, dtype=torch.float32)
+    return torch.tensor(rows, dtype=torch.float64)

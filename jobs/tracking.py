@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.cluster import SUBMITTED
 from jobs.errors import MachineFault, UserError
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def require_tracking(uri: str | None = None) -> str:
 
     MLflow itself would retry for minutes.
     """
+    if uri is None and SUBMITTED in os.environ and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise UserError(
+            "MLFLOW_TRACKING_URI is not set on the cluster, and a submitted job's folder is thrown "
+            "away: start the cluster with a server's address, or sqlite:////absolute/path.db"
+        )
     uri = uri or tracking_uri()
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
@@ -162,8 +168,8 @@ def open_run(
 ) -> Iterator[Run]:
     """A new run, or the run `run_id` again; how the block ends becomes the run's status.
 
-    A parameter that a resumed run already has with another value keeps the first one; the new
-    value becomes the tag `resumed.PARAMETER`.
+    A parameter or tag that a resumed run already has with another value keeps the first one; the
+    new value becomes the tag `resumed.NAME`.
     """
     store = require_tracking(uri)
     import mlflow
@@ -180,7 +186,7 @@ def open_run(
     status = "FAILED"
     try:
         with _mlflow_faults(store):
-            run.set_tags(code_tags() | dict(tags or {}))
+            _set_first_tags(run, code_tags() | dict(tags or {}), known=active.data.tags)
             _log_params(run, params or {}, known=active.data.params)
         yield run
         status = "FINISHED"
@@ -195,13 +201,20 @@ def _log_params(run: Run, params: Mapping[str, Any], *, known: Mapping[str, str]
     import mlflow
 
     mlflow.log_params({key: value for key, value in params.items() if key not in known})
-    run.set_tags(
-        {
-            f"resumed.{key}": value
-            for key, value in params.items()
-            if key in known and known[key] != str(value)
-        }
-    )
+    run.set_tags(_resumed(params, known=known))
+
+
+def _set_first_tags(run: Run, tags: Mapping[str, Any], *, known: Mapping[str, str]) -> None:
+    first = {key: value for key, value in tags.items() if key not in known}
+    run.set_tags(first | _resumed(tags, known=known))
+
+
+def _resumed(values: Mapping[str, Any], *, known: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        f"resumed.{key}": value
+        for key, value in values.items()
+        if key in known and known[key] != str(value)
+    }
 
 
 def _experiment_id(name: str, *, uri: str) -> str:

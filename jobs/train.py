@@ -25,7 +25,7 @@ from jobs import registry
 from jobs.batches import BatchConfig
 from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord, read_record
-from jobs.cluster import connect
+from jobs.cluster import connect, require_lasting
 from jobs.engine import EngineConfig, OptimizerConfig
 from jobs.errors import UserError
 from jobs.monitor import Monitor
@@ -65,6 +65,8 @@ class TrainConfig:
             raise ValueError(f"total_steps {self.total_steps} must be at least 1")
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name {self.name!r} must be a plain name: it becomes a folder")
+        if self.register_as is not None:
+            registry.check_name(self.register_as)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,7 @@ MAY_DIFFER = ("workers.max_failures", "record.", "register_as", "alias", "datase
 
 def main(config: TrainConfig) -> TrainResult:
     """Train to the last step and register the model; a killed run continues where it was saved."""
+    require_lasting(storage_path=config.storage_path)
     console = Console(soft_wrap=True)
     dataset = open_dataset(config.dataset)
     model = model_config(config, dataset)
@@ -224,12 +227,14 @@ def register(
         config.register_as,
         pixel_dtype=dataset.format.dtype,
         alias=config.alias,
-        metrics=last,
+        # the run has these figures under their plain names, a point a step
+        metrics={f"final/{name}": value for name, value in last.items()},
         dataset_digest=dataset.info.digest,
         card=model_card(
             config.register_as,
             model,
             dataset,
+            split=config.split,
             run_id=run.run_id,
             total_steps=config.total_steps,
             metrics=last,

@@ -1,5 +1,6 @@
 """The training loop of one worker: read a share of the batch, step the engine, measure, save."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from jobs.meter import Meter
 from jobs.monitor import StepRecord
 from jobs.targets import read_labelled
 from pipeline.dataset import open_dataset
+
+KEPT_RECORDS = 1000
+"""Steps whose figures travel in a checkpoint; far more than the driver ever lags behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +89,15 @@ class Loop:
             engine=task.engine,
             accumulation=task.batch.accumulation,
         )
-        self.finished_steps = restore(self.engine)
-        self.records: list[StepRecord] = []
+        progress = restore(self.engine)
+        self.finished_steps = progress.step
+        self.recent = deque(progress.records, maxlen=KEPT_RECORDS)
+        # the driver may have died before it logged them; it knows which ones it has
+        self.unsent = list(progress.records)
 
     def run(self) -> None:
         """All remaining steps; a checkpoint every so often and after the last."""
+        self.flush()
         batches = self.batches()
         for step in range(self.finished_steps, self.task.total_steps):
             self.step(step, batches)
@@ -130,7 +138,9 @@ class Loop:
                 batch = next(batches)
             meter.add(batch, self.backward(batch))
         metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
-        self.records.append(StepRecord(step=step + 1, metrics=metrics))
+        record = StepRecord(step=step + 1, metrics=metrics)
+        self.recent.append(record)
+        self.unsent.append(record)
 
     def backward(self, batch: Batch) -> float:
         """Gradient of the weighted sum of this micro-batch's losses; gives that sum.
@@ -148,13 +158,13 @@ class Loop:
     def flush(self) -> None:
         """Hand what was measured to the driver; one worker speaks for all."""
         if self.rank == 0:
-            ray.get(self.task.inbox.put.remote(self.records))
-        self.records = []
+            ray.get(self.task.inbox.put.remote(self.unsent))
+        self.unsent = []
 
     def save(self, done: int, *, last: bool) -> None:
         """A checkpoint after `done` steps; the last one carries the trained model."""
         weights = full_weights(self.engine) if last else None
-        with saved(self.engine, step=done) as checkpoint:
+        with saved(self.engine, step=done, records=self.recent) as checkpoint:
             if weights is not None and self.rank == 0:
                 save_tensors(weights, self.task.model, Path(checkpoint.path) / MODEL_FOLDER)
             ray.train.report(
