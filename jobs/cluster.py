@@ -17,6 +17,8 @@ from typing import Any
 from jobs.errors import MachineFault, UserError
 
 REACH_TIMEOUT_S = 5.0
+SUBMITTED = "FARREACH_SUBMITTED"
+"""Set in the environment of a job that `farreach submit` sent."""
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry, and no question about it
@@ -165,3 +167,15 @@ def require_gpus(num_workers: int) -> None:
             f"{num_workers} workers of 1 GPU were asked for, "
             f"but the cluster has {available} GPUs: {remedy} or join a larger cluster"
         )
+
+
+def require_lasting(**places: str) -> None:
+    """Refuse relative places in a submitted job, whose working folder is thrown away."""
+    if SUBMITTED not in os.environ:
+        return
+    for name, place in places.items():
+        if "://" not in place and not os.path.isabs(place):
+            raise UserError(
+                f"{name} {place!r} is relative, and a submitted job's folder is thrown away: "
+                "write an absolute path that every node has, or s3://bucket/prefix"
+            )

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.cluster import connect
+from jobs.cluster import connect, require_lasting
 from pipeline.config import PreprocessConfig
 from pipeline.flow import PreprocessReport, preprocess
 
@@ -27,6 +27,7 @@ QUARANTINE_LINES = 5
 
 def main(config: PreprocessConfig) -> PreprocessReport:
     """Make the dataset; its dataset.json is written last, or is missing."""
+    require_lasting(output=config.output)
     console = Console(soft_wrap=True)
     with connect(), _bar(console) as bar:
         task = bar.add_task("reading headers", total=None)

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cluster import token_path
+from jobs.cluster import SUBMITTED, token_path
 from jobs.errors import MachineFault, UserError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _submit(
             command.append(UPLOADED)
         return client.submit_job(
             entrypoint=shlex.join([*command, *overrides]),
-            runtime_env={"working_dir": folder},
+            runtime_env={"working_dir": folder, "env_vars": {SUBMITTED: "1"}},
             metadata={"farreach_job": name},
         )
 

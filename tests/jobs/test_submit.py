@@ -17,10 +17,24 @@ import psutil
 import pytest
 from PIL import Image
 
+from fit_model import weights
 from pipeline.dataset import open_dataset
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray
+
+TRAINING = """
+name: tiny
+total_steps: 2
+target: {kind: classify}
+model:
+  kind: encoder
+  patch_px: 16
+  trunk: {layers: "(1)1", width: 16, latent_width: 16, latents_per_group: 1, heads: 2,
+          latent_heads: 2}
+batch: {images_per_step: 2}
+workers: {num_workers: 2}
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +78,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
         "RAY_AUTH_MODE": "token",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
     }
@@ -111,17 +126,37 @@ def stop(head: subprocess.Popen) -> None:
     psutil.wait_procs(family, timeout=20)
 
 
-def test_a_preprocessing_job_uses_the_cluster_it_was_sent_to_and_ends_with_0(cluster, tmp_path):
+def test_jobs_that_preprocess_and_train_run_on_the_cluster_and_end_with_0(cluster, tmp_path):
     (tmp_path / "images").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    for number, name in enumerate("ab"):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 96, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("image,label,split\na,x,train\nb,y,train\n")
     config = tmp_path / "mine.yaml"
     config.write_text("grouping: {group_side_px: 32, patch_px: 16}\n")
     done = cluster.submit(
-        "preprocess", config, f"sources={tmp_path}/images", f"output={tmp_path}/set"
+        "preprocess",
+        *(config, f"sources={tmp_path}/images", f"output={tmp_path}/set"),
+        f"labels={tmp_path}/labels.csv",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert open_dataset(str(tmp_path / "set")).images()[0].groups == tuple(range(6))
+
+    config.write_text(TRAINING)
+    done = cluster.submit(
+        "train", config, f"dataset={tmp_path}/set", f"storage_path={tmp_path}/runs"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = weights.load(tmp_path / "runs" / "tiny" / "step-0000002" / "model")
+    assert model.config.head.classes == ("x", "y")
+
+
+def test_a_place_that_would_be_thrown_away_is_refused(cluster, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(TRAINING)
+    done = cluster.submit("train", config, "dataset=/nowhere")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "storage_path 'runs' is relative" in done.stdout
 
 
 def test_a_config_with_a_mistake_ends_with_2_and_the_reason(cluster, tmp_path):
