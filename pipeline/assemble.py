@@ -51,7 +51,7 @@ class Assembly:
         self.orphans: set[str] = set()
         """Shards of images that turned out damaged elsewhere; they hold nothing else."""
         self.num_groups = sum(self._missing.values())
-        self.megapixels = 0.0
+        self.num_done = 0
         self.peak_worker_gb = max(row["peak_worker_gb"] for row in self._probed.values())
 
     def add(self, piece: dict[str, Any]) -> None:
@@ -60,6 +60,7 @@ class Assembly:
         self.peak_worker_gb = max(self.peak_worker_gb, piece["peak_worker_gb"])
         self._pieces[image].append(piece)
         self._missing[image] -= piece["num_groups"]
+        self.num_done += piece["num_groups"]
         if self._missing[image] == 0:
             self._fold(image, sorted(self._pieces.pop(image), key=lambda p: p["first_group"]))
 
@@ -93,8 +94,12 @@ class Assembly:
             "parts": parts,
             "sha256": hashlib.sha256(hashes).hexdigest(),
         }
-        self.megapixels += header.width_px * header.height_px / 1e6
         self.images[image] = StoredImage(row=row, moments=moments)
+
+    @property
+    def sorted_quarantine(self) -> list[dict[str, Any]]:
+        """What could not be read, in the order of image ids."""
+        return sorted(self.quarantine, key=lambda bad: bad["image_id"])
 
     @property
     def unfinished(self) -> list[str]:

@@ -8,42 +8,25 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import pyarrow as pa
 import ray.data
-from ray.exceptions import RayTaskError
 
-from pipeline.assemble import Assembly, digest_of, formats_of
+from pipeline.assemble import Assembly
 from pipeline.config import PreprocessConfig
-from pipeline.labels import Labels, read_labels
-from pipeline.output import Claim, check_output, claim
+from pipeline.labels import read_labels
+from pipeline.output import check_output, claim
 from pipeline.plan import plan_shards, probe_images
-from pipeline.schema import IMAGES, QUARANTINE, SCHEMA_VERSION
+from pipeline.publish import PreprocessReport, publish
 from pipeline.sources import find_images
 from pipeline.store import store_shards
+
+__all__ = ["PreprocessReport", "on_ray", "preprocess"]
 
 Stage = Callable[[pa.Table], pa.Table]
 StageRunner = Callable[[Stage, pa.Table, int], Iterator[pa.Table]]
 """(stage, table, rows a task) -> the stage's tables, in any order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessReport:
-    """What a job did; lengths of time in seconds."""
-
-    output: str
-    digest: str
-    images: int
-    groups: int
-    left_out_groups: int
-    megapixels: float
-    seconds: float
-    peak_worker_gb: float
-    quarantined: list[tuple[str, str | None, str]] = field(default_factory=list)
-    """(uri, window, cause) of every image that could not be read."""
-    ignored_files: list[str] = field(default_factory=list)
 
 
 def on_ray(stage: Stage, table: pa.Table, rows: int) -> Iterator[pa.Table]:
@@ -59,20 +42,7 @@ def on_ray(stage: Stage, table: pa.Table, rows: int) -> Iterator[pa.Table]:
     done = ray.data.from_arrow(slices).map_batches(
         stage, batch_size=None, batch_format="pyarrow", num_cpus=1
     )
-    try:
-        yield from done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    except RayTaskError as error:
-        raise _user_error(error) from error
-
-
-def _user_error(error: BaseException) -> BaseException:
-    """The plain error that a task raised, out of Ray's wrapping."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError | ValueError) and not isinstance(inner, RayTaskError):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return error
+    yield from done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def preprocess(
@@ -108,75 +78,23 @@ def preprocess(
             background=config.background,
             limits=config.limits,
         )
-        done = 0
         for stored in run_stage(store, shards, 1):
             for piece in stored.to_pylist():
+                if piece["refused"]:
+                    raise OSError(f"{place}: cannot be written ({piece['refused']})")
                 assembly.add(piece)
-                done += piece["num_groups"]
             if progress:
-                progress(done, assembly.num_groups)
+                progress(assembly.num_done, assembly.num_groups)
             _check_damage(assembly, config=config)
         digest = publish(claimed, assembly, labels=labels, config=config)
 
-    groups = sum(len(image.row["groups"]) for image in assembly.images.values())
-    whole = sum(i.row["grid_rows"] * i.row["grid_columns"] for i in assembly.images.values())
-    return PreprocessReport(
+    return PreprocessReport.of(
+        assembly,
         output=str(place),
         digest=digest,
-        images=len(assembly.images),
-        groups=groups,
-        left_out_groups=whole - groups,
-        megapixels=assembly.megapixels,
         seconds=time.monotonic() - began,
-        peak_worker_gb=assembly.peak_worker_gb,
-        quarantined=[
-            (str(bad["uri"]), bad["window"], str(bad["cause"])) for bad in _sorted_bad(assembly)
-        ],
         ignored_files=found.ignored_files,
     )
-
-
-def publish(claimed: Claim, assembly: Assembly, *, labels: Labels, config: PreprocessConfig) -> str:
-    """Write the tables and, last, dataset.json; gives the digest."""
-    if assembly.unfinished:
-        raise AssertionError(f"pieces are missing of {assembly.unfinished[:3]}")
-    claimed.remove(assembly.orphans)
-    images = [assembly.images[name] for name in sorted(assembly.images)]
-    names = [image.row["image_id"] for image in images]
-    kinds = {"class": pa.string(), "number": pa.float64()}
-    schema = pa.schema([*IMAGES, *((name, kinds[kind]) for name, kind in labels.columns.items())])
-    rows = [
-        {**image.row, **labels.values[name], "split": labels.split[name]}
-        for name, image in zip(names, images, strict=True)
-    ]
-    digest = digest_of(images, labels=labels, config=config)
-    formats = formats_of(images, split=labels.split)
-    splits = [labels.split[name] for name in names]
-    info = {
-        "schema_version": SCHEMA_VERSION,
-        "digest": digest,
-        "group_side_px": config.grouping.group_side_px,
-        "formats": [asdict(kept) for kept in formats],
-        "label_columns": labels.columns,
-        "classes": labels.classes(names),
-        "splits": {split: splits.count(split) for split in sorted(set(splits))},
-        "images": len(images),
-        "groups": sum(kept.groups for kept in formats),
-        "quarantined": len(assembly.quarantine),
-        "settings": {
-            "grouping": asdict(config.grouping),
-            "background": asdict(config.background),
-            "splits": asdict(config.splits),
-        },
-        "tables": {
-            "images": claimed.write_table("images", pa.Table.from_pylist(rows, schema=schema)),
-            "quarantine": claimed.write_table(
-                "quarantine", pa.Table.from_pylist(_sorted_bad(assembly), schema=QUARANTINE)
-            ),
-        },
-    }
-    claimed.publish(info)
-    return digest
 
 
 def _check_probed(probed: pa.Table, assembly: Assembly, *, config: PreprocessConfig) -> None:
@@ -206,7 +124,3 @@ def _check_damage(assembly: Assembly, *, config: PreprocessConfig) -> None:
 def _reason(bad: dict[str, str | None]) -> str:
     where = f" at {bad['window']}" if bad["window"] else ""
     return f"{bad['uri']}{where}: {bad['cause']}"
-
-
-def _sorted_bad(assembly: Assembly) -> list[dict[str, str | None]]:
-    return sorted(assembly.quarantine, key=lambda bad: str(bad["image_id"]))

@@ -32,6 +32,7 @@ STORED = pa.schema(
         ("part", PART),  # null when nothing was stored
         ("window", pa.string()),
         ("cause", pa.string()),  # null when all went well
+        ("refused", pa.string()),  # why the output could not be written; then nothing else holds
         ("peak_worker_gb", pa.float64()),
     ]
 )
@@ -52,21 +53,24 @@ def store_shards(
     Runs as  a task of one CPU a shard: extract, leave out background, measure, write
     Memory   about three times READ_BYTES, and shard_mb where a shard holds whole images: such an
              image is written once all of it has been read, so a damaged one leaves no byte behind
-    Fails    never on a source: a damaged one becomes a cause; OSError when the output refuses
+    Fails    never: a damaged source becomes a cause, an output that refuses becomes `refused`
     """
     rows: list[dict[str, Any]] = []
     for shard in shards.to_pylist():
-        with ShardWriter(Location.of(output), shard["shard"]) as writer:
-            for piece in shard["pieces"]:
-                stored = _store_piece(
-                    piece,
-                    writer=writer,
-                    hold=shard["whole_images"],
-                    grouping=grouping,
-                    background=background,
-                    limits=limits,
-                )
-                rows.append({**stored, "peak_worker_gb": peak_gb()})
+        try:
+            with ShardWriter(Location.of(output), shard["shard"]) as writer:
+                for piece in shard["pieces"]:
+                    stored = _store_piece(
+                        piece,
+                        writer=writer,
+                        hold=shard["whole_images"],
+                        grouping=grouping,
+                        background=background,
+                        limits=limits,
+                    )
+                    rows.append({**stored, "peak_worker_gb": peak_gb()})
+        except OSError as error:  # as a row: a task's exception loses its words on the way
+            rows.append({"refused": " ".join(str(error).split()), "peak_worker_gb": peak_gb()})
     return pa.Table.from_pylist(rows, schema=STORED)
 
 

@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from pipeline.config import BackgroundConfig, GroupingConfig, PreprocessConfig, SplitConfig
 from pipeline.dataset import open_dataset
-from pipeline.flow import PreprocessReport, StageRunner, preprocess
+from pipeline.flow import PreprocessReport, StageRunner, on_ray, preprocess
 from tests.pipeline.scenes import backwards, in_process, noise, write_large_scene, write_raster
 
 BAD = {
@@ -47,6 +47,7 @@ def test_real_files_good_and_bad_make_one_dataset(shared: Path, tmp_path: Path) 
         assert BAD[Path(uri).name] in cause
     stored = open_dataset(report.output)
     assert stored.verify() == []
+    assert stored.read(stored.images()[2]).pixels == []  # all-nodata
     images = {record.image_id: record for record in stored.images()}
     assert {name: len(record.groups) for name, record in images.items()} == {
         "RGB.byte": 35,
@@ -90,6 +91,18 @@ def test_a_gigabit_scene_needs_less_than_a_gigabyte_a_worker(tmp_path: Path) -> 
     with rasterio.open(path) as source:
         corner = source.read(window=((5760, 6400), (5760, 6400)))
     assert np.array_equal(last.pixels[0], np.moveaxis(corner, 0, -1))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_an_output_that_refuses_a_worker_is_told_plainly(tmp_path: Path) -> None:
+    write_raster(tmp_path / "in" / "a.tif", noise(64, 64, 3))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "unfinished.json").touch()
+    (tmp_path / "out" / "shards").write_text("in the way")
+    with pytest.raises(OSError, match=r"out: cannot be written \(.*File exists.*shards"):
+        make(tmp_path / "in", tmp_path / "out", run_stage=on_ray)
+    assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 def test_one_damaged_image_fails_the_job_when_asked_and_nothing_looks_whole(
