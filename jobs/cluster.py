@@ -23,7 +23,6 @@ SUBMITTED = "FARREACH_SUBMITTED"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry, and no question about it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; the old one warns
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what matters comes back as an exception
 }
 
 

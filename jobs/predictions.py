@@ -82,6 +82,7 @@ def predict(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.num_workers),
         num_cpus=config.cpus_per_worker,
+        max_restarts=0,  # a worker that is lost ends the job: measuring again is cheap
         **resources,
     )
     outputs: dict[int, list[float]] = {}
