@@ -20,6 +20,7 @@ class Log(Protocol):
 
 
 POLL_S = 0.5
+TELL_S = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ class Monitor:
             console=console,
         )
         self._bar = self._progress.add_task("train", total=total_steps, figures="")
-        self._shown_s = 0.0
+        self._shown_step = 0
+        self._told_s = 0.0
 
     def __enter__(self) -> "Monitor":
         self._progress.start()
@@ -103,17 +105,19 @@ class Monitor:
                 self._log(record.metrics, step=record.step)
                 self._logged_steps = record.step
             self.last = self._waiting.popleft()
-        if self.last is not None:
+        if self.last is not None and self.last.step != self._shown_step:
             self._show(self.last)
 
     def _show(self, record: StepRecord) -> None:
         figures = (
             f"loss {record.metrics['loss']:.4f}  "
             f"{record.metrics['speed/megapixels_per_s']:.2f} MP/s  "
+            f"{record.metrics['speed/tokens_per_s']:,.0f} tokens/s  "
             f"{record.metrics['memory/peak_gb']:.2f} GB"
         )
         self._progress.update(self._bar, completed=record.step, figures=figures)
+        self._shown_step = record.step
         # without a terminal there is no bar to look at; a line now and then says as much
-        if not self._progress.console.is_terminal and time.monotonic() - self._shown_s > 15:
-            self._shown_s = time.monotonic()
+        if not self._progress.console.is_terminal and time.monotonic() - self._told_s > TELL_S:
+            self._told_s = time.monotonic()
             self._progress.console.print(f"step {record.step}  {figures}")
