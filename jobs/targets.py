@@ -27,6 +27,10 @@ class RegressTarget:
     labels: tuple[str, ...] = ("label",)
     pool: Literal["latents", "tokens"] = "latents"
 
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("target.labels is empty: name at least one label column")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:

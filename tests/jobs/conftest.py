@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.jobs.small_training import write_dataset, write_images
+
 # MLflow 3.17 uses a loader that SQLAlchemy 2.1 deprecates
 NOT_OURS = "ignore:The ``noload`` loader strategy"
 
@@ -33,3 +35,17 @@ def store(tmp_path, monkeypatch, empty_store) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory) -> Path:
+    """A folder of small rasters of several sizes, with labels.csv."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_images, tmp_path_factory) -> str:
+    """The small rasters in patch groups."""
+    return write_dataset(tiny_images, tmp_path_factory.mktemp("stored") / "dataset")

@@ -1,0 +1,74 @@
+"""What a model learns: labels as the dataset has them, or one line that says why not."""
+
+import numpy as np
+import pytest
+import torch
+
+from fit_model.heads import ClassifyConfig
+from jobs.targets import ClassifyTarget, RegressTarget, head_config, read_labelled
+from pipeline.dataset import open_dataset
+from tests.jobs.small_training import TEST_IMAGES, TRAINING_IMAGES
+
+
+@pytest.fixture
+def dataset(tiny_dataset):
+    return open_dataset(tiny_dataset)
+
+
+def test_classes_are_counted_as_the_head_names_them(dataset):
+    head = head_config(ClassifyTarget(label="kind"), dataset, split="train")
+    labelled = read_labelled(dataset, head, split="test")
+    assert len(labelled.records) == TEST_IMAGES
+    names = [head.classes[index] for index in labelled.values]
+    assert names == [record.labels["kind"] for record in labelled.records]
+
+
+def test_an_image_of_background_only_is_left_out_and_counted(dataset):
+    head = head_config(ClassifyTarget(label="kind"), dataset, split="train")
+    labelled = read_labelled(dataset, head, split="train")
+    assert labelled.without_groups == 1
+    assert len(labelled.records) == len(labelled.values) == TRAINING_IMAGES
+
+
+def test_numbers_are_standardised_by_the_images_that_are_learned_from(dataset):
+    head = head_config(RegressTarget(labels=("amount",)), dataset, split="train")
+    seen = [each.labels["amount"] for each in dataset.images("train") if each.groups]
+    assert head.target_mean == (pytest.approx(np.mean(seen)),)
+    assert head.target_std == (pytest.approx(np.std(seen)),)
+    values = read_labelled(dataset, head, split="train").values
+    # kept as finely as the table has them: float32 would round a date away
+    assert values.dtype == torch.float64
+    assert values[:, 0].tolist() == seen
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (ClassifyTarget(label="knd"), "no label 'knd'; its labels: kind, amount, seven, tenth"),
+        (ClassifyTarget(label="amount"), "'amount' holds a number: use target.kind=regress"),
+        (RegressTarget(labels=("kind",)), "'kind' holds a class: use target.kind=classify"),
+        (RegressTarget(labels=("amount", "no")), "no label 'no'"),
+        (RegressTarget(labels=("amount", "seven")), "'seven' is the same for every image"),
+        # its deviation is not 0 but a rounding error
+        (RegressTarget(labels=("tenth",)), "'tenth' is the same for every image"),
+    ],
+)
+def test_a_target_that_cannot_be_learned_is_refused_with_the_remedy(dataset, target, says):
+    with pytest.raises(ValueError, match=says):
+        head_config(target, dataset, split="train")
+
+
+def test_numbers_without_a_column_are_refused():
+    with pytest.raises(ValueError, match=r"target\.labels is empty: name at least one"):
+        RegressTarget(labels=())
+
+
+def test_a_split_without_images_is_refused_with_those_that_exist(dataset):
+    with pytest.raises(ValueError, match=r"split 'val' has no images .* has: test, train"):
+        head_config(RegressTarget(labels=("amount",)), dataset, split="val")
+
+
+def test_a_class_that_the_model_does_not_know_is_refused_with_the_image(dataset):
+    head = ClassifyConfig(target="kind", classes=("bright", "grey"))
+    with pytest.raises(ValueError, match=r"'test-09' has kind 'dark', .* classes: bright, grey"):
+        read_labelled(dataset, head, split="test")
