@@ -125,7 +125,7 @@ def main(config: TrainConfig) -> TrainResult:
             )
             result = train(config, model, dataset, run, console)
             replace(record, finished=True).write(folder)
-    tell(config, result, console)
+    tell(config, result, dataset, console)
     return result
 
 
@@ -242,7 +242,7 @@ def register(
     )
 
 
-def tell(config: TrainConfig, result: TrainResult, console: Console) -> None:
+def tell(config: TrainConfig, result: TrainResult, dataset: Dataset, console: Console) -> None:
     """What was made, and what to type next."""
     console.print(f"trained {config.name}: {result.model_folder}, MLflow run {result.run_id}")
     if result.version is None:
@@ -250,8 +250,9 @@ def tell(config: TrainConfig, result: TrainResult, console: Console) -> None:
     else:
         address = f"{config.register_as}@{config.alias}"
         console.print(f"registered {config.register_as} version {result.version} as {address}")
+    unseen = sorted(dataset.info.splits.keys() - {config.split}) or [config.split]
     console.print(
-        f"next: farreach evaluate CONFIG.yaml model={address} dataset={config.dataset} split=test"
+        f"next: farreach evaluate model={address} dataset={config.dataset} split={unseen[0]}"
     )
 
 
