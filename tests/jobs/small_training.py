@@ -28,7 +28,7 @@ SIZES_PX = ((16, 16), (20, 40), (48, 32), (33, 17))
 TRAINING_IMAGES = 9  # in batches of 4 the last of an epoch holds a single image
 TEST_IMAGES = 6
 WITHOUT_CONTENT = "train-empty"
-OPTIMIZER = OptimizerConfig(lr=3e-3, weight_decay=0.1, warmup_steps=2, clip_norm=0.5)
+OPTIMIZER = OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup_steps=2, clip_norm=0.5)
 TRUNK = TrunkConfig(
     layers="(1)1(1)1", width=16, latent_width=16, latents_per_group=2, heads=2, latent_heads=2
 )
@@ -94,6 +94,7 @@ class Plain:
     config: TrainConfig
     model_config: ModelConfig
     losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
 
     def train(self) -> Model:
         torch.manual_seed(self.config.batch.seed)
@@ -113,7 +114,8 @@ class Plain:
             adamw.zero_grad()
             loss = torch.stack([self.loss(model, record) for record in self.images(step)]).mean()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
+            self.norms.append(norm.item())
             adamw.step()
             self.losses.append(loss.item())
         return model.eval()

@@ -1,0 +1,175 @@
+"""Every way to spread and to cut a training gives the losses of one plain torch loop."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from fit_model.models import build
+from jobs.engine import EngineConfig, OptimizerConfig, full_weights
+from jobs.monitor import Inbox
+from jobs.targets import RegressTarget
+from jobs.train import TrainConfig, assignment, model_config
+from jobs.worker import Loop
+from pipeline.dataset import open_dataset
+from tests.jobs.small_training import TRUNK, Plain, one_image, train_config
+
+pytestmark = [pytest.mark.ray]
+
+
+def variant(
+    dataset: str,
+    stage: int,
+    *,
+    accumulation: int = 1,
+    precision: str = "fp32",
+    target: Any = None,
+    **trunk: Any,
+) -> TrainConfig:
+    config = train_config(dataset)
+    return replace(
+        config,
+        engine=EngineConfig(zero_stage=stage, precision=precision),
+        batch=replace(config.batch, accumulation=accumulation),
+        model=replace(config.model, trunk=replace(TRUNK, **trunk)),
+        target=target or config.target,
+    )
+
+
+def variants(dataset: str) -> dict[str, TrainConfig]:
+    numbers = RegressTarget(labels=("amount",))
+    return {
+        "stage 0": variant(dataset, 0),
+        "stage 1, 3 micro-steps": variant(dataset, 1, accumulation=3),
+        "stage 2": variant(dataset, 2),
+        "stage 2, 2 micro-steps": variant(dataset, 2, accumulation=2),
+        "stage 2, layers recomputed": variant(dataset, 2, checkpointing="layer"),
+        "stage 3": variant(dataset, 3),
+        "stage 2, numbers": variant(dataset, 2, target=numbers),
+        "bf16, stage 0": variant(dataset, 0, precision="bf16"),
+        "bf16, stage 2": variant(dataset, 2, precision="bf16"),
+        "bf16, stage 3": variant(dataset, 3, precision="bf16"),
+        "dropout": variant(dataset, 2, dropout=0.2, drop_path=0.2),
+        "dropout, layers recomputed": variant(
+            dataset, 2, dropout=0.2, drop_path=0.2, checkpointing="layer"
+        ),
+    }
+
+
+EXACT = [
+    "stage 0", "stage 1, 3 micro-steps", "stage 2", "stage 2, 2 micro-steps",
+    "stage 2, layers recomputed", "stage 3", "stage 2, numbers",
+]  # fmt: skip
+
+
+def train_all(loop: dict[str, Any]) -> None:
+    """One start of the workers for all variants; each has its own engine."""
+    torch.set_num_threads(1)
+    for name, task in loop["tasks"].items():
+        worker = Loop(task)
+        batches = worker.batches()
+        for step in range(task.total_steps):
+            worker.step(step, batches)
+        weights = {key: each.numpy() for key, each in full_weights(worker.engine).items()}
+        if worker.rank == 0:
+            metrics = [dict(record.metrics) for record in worker.recent]
+            ray.get(task.inbox.put.remote([(name, metrics, weights)]))
+
+
+@pytest.fixture(scope="module")
+def results(ray_local, tiny_dataset, tmp_path_factory) -> dict[str, Any]:
+    inbox = Inbox.remote()
+    dataset = open_dataset(tiny_dataset)
+    tasks = {
+        name: assignment(config, model_config(config, dataset), inbox=inbox)
+        for name, config in variants(tiny_dataset).items()
+    }
+    TorchTrainer(
+        train_all,
+        train_loop_config={"tasks": tasks},
+        scaling_config=ray.train.ScalingConfig(num_workers=2),
+        run_config=ray.train.RunConfig(
+            name="variants", storage_path=str(tmp_path_factory.mktemp("variants"))
+        ),
+    ).fit()
+    return {name: (metrics, weights) for name, metrics, weights in ray.get(inbox.drain.remote())}
+
+
+def losses(results: dict[str, Any], name: str) -> list[float]:
+    return [step["loss"] for step in results[name][0]]
+
+
+def norms(results: dict[str, Any], name: str) -> list[float]:
+    return [step["grad_norm"] for step in results[name][0]]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_dataset) -> dict[str, Any]:
+    """The plain loop and its model, for classes and for numbers."""
+    dataset = open_dataset(tiny_dataset)
+    found = {}
+    for name in ("stage 2", "stage 2, numbers"):
+        config = variants(tiny_dataset)[name]
+        loop = Plain(dataset=dataset, config=config, model_config=model_config(config, dataset))
+        found[name] = loop, loop.train()
+    return found
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_two_workers_learn_what_one_plain_loop_learns(results, plain, tiny_dataset, name):
+    loop, expected = plain[name if name in plain else "stage 2"]
+    assert losses(results, name) == pytest.approx(loop.losses, rel=1e-5)
+    if name != "stage 0":  # where DeepSpeed keeps it for itself
+        assert norms(results, name) == pytest.approx(loop.norms, rel=1e-4)
+    # the last step shows in the weights only; keys' biases get no gradient, only its rounding
+    state = {key: torch.tensor(each) for key, each in results[name][1].items()}
+    made = build(expected.config).eval()
+    made.load_state_dict(state)
+    dataset = open_dataset(tiny_dataset)
+    for record in dataset.images("test"):
+        image = one_image(dataset, record)
+        with torch.inference_mode():
+            torch.testing.assert_close(made(image), expected(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bfloat16_stays_near_and_keeps_finer_weights_than_it_computes_with(results, plain, stage):
+    loop, _ = plain["stage 2"]
+    name = f"bf16, stage {stage}"
+    assert losses(results, name) == pytest.approx(loop.losses, rel=0.05)
+    assert norms(results, name) == pytest.approx(loop.norms, rel=0.1)
+    kernel = torch.tensor(results[name][1]["head.project.weight"])
+    assert kernel.dtype == torch.float32
+    assert not torch.equal(kernel, kernel.bfloat16().float())
+
+
+def test_dropout_changes_the_losses_and_is_drawn_alike_when_layers_are_recomputed(results):
+    dropped = losses(results, "dropout")
+    assert np.isfinite(dropped).all()
+    assert dropped != pytest.approx(losses(results, "stage 2"), rel=1e-3)
+    recomputed = losses(results, "dropout, layers recomputed")
+    assert recomputed == pytest.approx(dropped, rel=1e-6)
+
+
+def test_every_step_reports_its_figures_with_units(results):
+    for metrics, _ in results.values():
+        for step in metrics:
+            assert step["speed/megapixels_per_s"] > 0
+            assert step["speed/tokens_per_s"] > 0
+            assert 0 <= step["time/data_wait_share"] <= 1
+            assert 0.05 < step["memory/peak_gb"] < 16
+            assert "mfu" not in step
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"lr": 0.0}, "optimizer.lr is 0"), ({"clip_norm": -1.0}, "optimizer.clip_norm is -1.0")],
+)
+def test_an_optimizer_that_cannot_learn_is_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        OptimizerConfig(**change)
