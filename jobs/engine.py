@@ -103,10 +103,23 @@ def full_weights(engine: Any) -> Mapping[str, Tensor]:
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
+    unspread = _unspread_master_weights(engine.optimizer)
     weights = {}
     for name, parameter in engine.module.named_parameters():
         full = safe_get_full_fp32_param(parameter)
-        weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
+        if full is None:
+            full = unspread.get(id(parameter), parameter)
+        weights[name] = full.detach().float().cpu().clone()
     for name, buffer in engine.module.named_buffers():
         weights[name] = buffer.detach().cpu().clone()
     return weights
+
+
+def _unspread_master_weights(optimizer: Any) -> dict[int, Tensor]:
+    """By id of the rounded parameter: where bf16 without ZeRO keeps them, unseen by DeepSpeed."""
+    rounded, masters = (getattr(optimizer, name, []) for name in ("fp16_groups", "fp32_groups"))
+    return {
+        id(parameter): master
+        for group, master_group in zip(rounded, masters, strict=False)
+        for parameter, master in zip(group, master_group, strict=True)
+    }
