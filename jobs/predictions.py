@@ -1,8 +1,8 @@
 """A model's outputs for many images: Ray Data hands image numbers to workers."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -31,18 +31,17 @@ class Predictor:
 
     def __init__(
         self,
-        model: Model,
+        load: Callable[[], tuple[Model, Sequence[ImageRecord]]],
         dataset: str,
-        records: Sequence[ImageRecord],
         *,
         device: str,
         threads: int,
     ) -> None:
         torch.set_num_threads(threads)
+        model, self.records = load()
         self.device = "cuda" if device == "gpu" else "cpu"
         self.model = model.to(self.device).eval()
         self.dataset = open_dataset(dataset)
-        self.records = records
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The batch with the outputs beside the numbers."""
@@ -73,17 +72,16 @@ def predict(
     blocks = [
         numbers.slice(start, images_per_batch) for start in range(0, len(records), images_per_batch)
     ]
-    resources: dict[str, Any] = {"num_gpus": 1} if config.device == "gpu" else {}
+    held = ray.put((model, tuple(records)))
     rows = ray.data.from_arrow(blocks).map_batches(
         Predictor,
-        fn_constructor_args=(model, dataset, tuple(records)),
+        fn_constructor_args=(partial(ray.get, held), dataset),
         fn_constructor_kwargs={"device": config.device, "threads": config.cpus_per_worker},
         batch_size=images_per_batch,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.num_workers),
         num_cpus=config.cpus_per_worker,
-        max_restarts=0,  # a worker that is lost ends the job: measuring again is cheap
-        **resources,
+        num_gpus=1 if config.device == "gpu" else None,
     )
     outputs: dict[int, list[float]] = {}
     for row in track(rows.iter_rows(), description="predict", total=len(records), console=console):
