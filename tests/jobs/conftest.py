@@ -1,10 +1,13 @@
 """What the tests of the jobs share: an MLflow store, and a warning that is not ours."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.jobs.small_training import write_dataset, write_images
+from jobs.train import TrainConfig, TrainResult, main
+from tests.jobs.small_training import train_config, write_dataset, write_images
 
 # MLflow 3.17 uses a loader that SQLAlchemy 2.1 deprecates
 NOT_OURS = "ignore:The ``noload`` loader strategy"
@@ -49,3 +52,47 @@ def tiny_images(tmp_path_factory) -> Path:
 def tiny_dataset(tiny_images, tmp_path_factory) -> str:
     """The small rasters in patch groups."""
     return write_dataset(tiny_images, tmp_path_factory.mktemp("stored") / "dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished training and where it left its traces."""
+
+    config: TrainConfig
+    result: TrainResult
+    storage: Path
+
+    def run(self) -> Any:
+        import mlflow
+
+        return mlflow.get_run(self.result.run_id)
+
+    def history(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) in the order of steps."""
+        import mlflow
+
+        points = mlflow.MlflowClient().get_metric_history(self.result.run_id, metric)
+        return sorted((point.step, point.value) for point in points)
+
+
+@pytest.fixture(scope="session")
+def trained_once(ray_local, tiny_dataset, empty_store, tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    config = train_config(
+        tiny_dataset, total_steps=40, storage_path=str(folder / "runs"), register_as="tiny"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        return Trained(config=config, result=main(config), storage=folder / "runs")
+
+
+@pytest.fixture
+def trained(trained_once, monkeypatch) -> Trained:
+    """A model trained on the small dataset by two workers, its store the current one."""
+    import mlflow
+
+    uri = f"sqlite:///{trained_once.storage.parent}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    return trained_once
