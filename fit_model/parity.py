@@ -86,6 +86,8 @@ def differences(golden: Golden) -> dict[str, float]:
     kind = golden.config.get("kind")
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} cannot be compared; known: {', '.join(KINDS)}")
+    if not golden.outputs:
+        raise ValueError("holds no outputs to compare with")
     found = KINDS[kind](golden)
     largest = {}
     for name, wanted in golden.outputs.items():

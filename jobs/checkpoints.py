@@ -46,7 +46,12 @@ class RunRecord:
 def read_record(folder: str) -> RunRecord | None:
     """The record of a run that was started in this folder, or None."""
     place = Location.of(folder).child(RECORD)
-    return RunRecord(**json.loads(place.read_bytes())) if place.exists() else None
+    if not place.exists():
+        return None
+    try:
+        return RunRecord(**json.loads(place.read_bytes()))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{place} is damaged ({error}); choose another name") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,11 +144,16 @@ def require_cpus(num_workers: int, *, cpus_per_worker: float = 1.0) -> None:
     """Refuse more workers than the connected cluster can ever hold; Ray would wait for them."""
     import ray
 
-    available = ray.cluster_resources().get("CPU", 0.0)
-    if num_workers * cpus_per_worker <= available:
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    fit = sum(int(cpus // cpus_per_worker) for cpus in nodes)
+    if num_workers <= fit:
         return
-    fit = int(available // cpus_per_worker)
-    remedy = f"set num_workers={fit}" if fit else f"ask for at most {available:g} CPUs a worker"
+    available, largest = sum(nodes), max(nodes, default=0.0)
+    remedy = (
+        f"set workers.num_workers={fit}"
+        if fit
+        else f"set workers.cpus_per_worker to at most {largest:g}, what one node has,"
+    )
     raise UserError(
         f"{num_workers} workers of {cpus_per_worker:g} CPU were asked for, "
         f"but the cluster has {available:g} CPUs: {remedy} or join a larger cluster"
@@ -161,7 +166,7 @@ def require_gpus(num_workers: int) -> None:
 
     available = int(ray.cluster_resources().get("GPU", 0.0))
     if num_workers > available:
-        remedy = f"set num_workers={available}" if available else "set use_gpu=false"
+        remedy = f"set workers.num_workers={available}" if available else "set workers.device=cpu"
         raise UserError(
             f"{num_workers} workers of 1 GPU were asked for, "
             f"but the cluster has {available} GPUs: {remedy} or join a larger cluster"

@@ -129,13 +129,24 @@ def tell(model: registry.Registered, folder: Path, seconds: float, console: Cons
         "Neither the handwriting nor the parts of the photographs in held-out scenes were seen "
         "in training."
     )
+    place = shown(folder)
+    activate = Path(sys.executable).with_name("activate")
+    if shutil.which("farreach") is None and activate.exists():
+        place = f". {shown(activate)} && cd {place}"
+    else:
+        place = f"cd {place}"
     console.print(
-        "\nNext:\n"
-        f"  mlflow ui --backend-store-uri sqlite:///{folder}/mlflow.db     "
-        "then open http://127.0.0.1:5000\n"
-        f"  cd {folder} && farreach models show {CHAMPION}\n"
-        f"  cd {folder} && farreach train train.yaml name=wider model.trunk.width=96"
+        f"\nNext, after  {place}\n"
+        f"  farreach models show {CHAMPION}\n"
+        f"  mlflow ui --backend-store-uri sqlite:///mlflow.db     and open http://127.0.0.1:5000\n"
+        f"  farreach train train.yaml name=wider model.trunk.width=96"
     )
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.cluster import require_reachable, token_path
-from jobs.tracking import require_tracking
+from jobs.tracking import require_tracking, without_password
 
 MIN_MEMORY_GB = 4.0
 MIN_DISK_GB = 5.0
@@ -163,8 +163,8 @@ def mlflow() -> Finding:
 
     if not uri.startswith("sqlite:///") or os.path.exists(uri.removeprefix("sqlite:///")):
         MlflowClient().search_experiments(max_results=1)
-        return ok(uri)
-    return ok(f"{uri} (made by the first run)")
+        return ok(without_password(uri))
+    return ok(f"{without_password(uri)} (made by the first run)")
 
 
 def _has_gpu() -> bool:

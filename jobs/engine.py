@@ -1,7 +1,7 @@
 """A DeepSpeed engine around a model: precision, ZeRO stage, accumulation, clipping."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 50
     end_factor: float = 0.01
-    """Learning rate of the last step as a share of the peak."""
+    """What the learning rate falls towards, as a share of the peak."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; 0 leaves it as it is."""
 
@@ -43,7 +43,8 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 2
     """0 nothing is spread, 1 optimizer state, 2 and gradients, 3 and weights."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes in bfloat16 and keeps master weights and optimizer state in fp32."""
+    """bf16 computes in bfloat16 and keeps master weights and optimizer state in fp32; gradients of
+    micro-steps are summed in fp32 from stage 2 on."""
 
 
 def deepspeed_settings(
@@ -65,14 +66,22 @@ def deepspeed_settings(
     }
     if engine.precision == "bf16":
         settings["bf16"] = {"enabled": True}
+        if engine.zero_stage >= 2:
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
 
 
 def build_engine(
-    model: nn.Module, *, optimizer: OptimizerConfig, engine: EngineConfig, accumulation: int
+    model: nn.Module,
+    *,
+    optimizer: OptimizerConfig,
+    engine: EngineConfig,
+    accumulation: int,
+    device: torch.device,
 ) -> Any:
     """Wrap the model in a DeepSpeed engine that owns the optimizer; every worker calls this."""
-    if not torch.cuda.is_available():
+    if device.type == "cpu":
+        # DeepSpeed would take a GPU that it sees, also one that was not asked for
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
@@ -96,23 +105,21 @@ def set_learning_rate(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def full_weights(engine: Any) -> Mapping[str, Tensor]:
-    """The model's weights in fp32 on the CPU, gathered from all workers; every worker calls this.
+def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights by name, in fp32 on the CPU; every worker iterates to the end.
 
     Under bf16 these are the master weights, not the rounded ones. One weight at a time travels.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
     unspread = _unspread_master_weights(engine.optimizer)
-    weights = {}
     for name, parameter in engine.module.named_parameters():
         full = safe_get_full_fp32_param(parameter)
         if full is None:
             full = unspread.get(id(parameter), parameter)
-        weights[name] = full.detach().float().cpu().clone()
+        yield name, full.detach().float().cpu().clone()
     for name, buffer in engine.module.named_buffers():
-        weights[name] = buffer.detach().cpu().clone()
-    return weights
+        yield name, buffer.detach().cpu().clone()
 
 
 def _unspread_master_weights(optimizer: Any) -> dict[int, Tensor]:

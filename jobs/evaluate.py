@@ -13,7 +13,7 @@ Example  farreach evaluate evaluate.yaml model=scenes@challenger split=test
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from jobs.metrics import class_scores, number_scores
 from jobs.pictures import confusion_picture, prediction_picture
 from jobs.predictions import predict
 from jobs.targets import Labelled, read_labelled
-from jobs.tracking import Run, open_run
+from jobs.tracking import Run, ended_run, open_run
 from jobs.workers import WorkersConfig, require_workers
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
@@ -43,7 +43,7 @@ class EvaluateConfig:
     """One evaluation."""
 
     model: str
-    """NAME@alias or NAME/version in the registry, or a folder."""
+    """NAME@alias or NAME/version in the registry, or a folder, local or s3://."""
     dataset: str
     split: str = "test"
     images_per_batch: int = 8
@@ -58,7 +58,7 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> dict[str, float]:
     """Predict every image of the split on Ray workers, score, record; gives the scores by name."""
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     dataset = open_dataset(config.dataset)
     with source(config.model) as found:
         model = weights.load(found.folder)
@@ -73,12 +73,7 @@ def main(config: EvaluateConfig) -> dict[str, float]:
                 config=config.workers,
                 console=console,
             )
-        with open_run(
-            config.experiment,
-            name=f"evaluate {Path(config.model).name}",
-            run_id=found.run_id,
-            system_metrics=False,
-        ) as run:
+        with run_of(found, config) as run:
             scores = score(model, outputs, labelled, split=config.split, run=run)
             if found.registered is None:
                 run.log_metrics(scores, step=0)
@@ -102,21 +97,36 @@ class Source:
     folder: Path
     registered: registry.Registered | None
 
-    @property
-    def run_id(self) -> str | None:
-        """The run that trained it, where the registry knows."""
-        return self.registered.run_id if self.registered else None
-
 
 @contextmanager
 def source(model: str) -> Iterator[Source]:
-    """The model that the user named: a folder as it is, a registry address pulled for the while."""
-    if Path(model).is_dir():
+    """The model that the user named: a local folder as it is, all else fetched for the while."""
+    if is_folder(model) and "://" not in model:
         yield Source(folder=Path(model), registered=None)
         return
     with tempfile.TemporaryDirectory(prefix="farreach-model-") as draft:
         folder = Path(draft) / "model"
-        yield Source(folder=folder, registered=registry.pull(model, folder))
+        if is_folder(model):
+            folder.mkdir()
+            for name in (weights.CONFIG, weights.WEIGHTS):
+                (folder / name).write_bytes(Location.of(model).child(name).read_bytes())
+            yield Source(folder=folder, registered=None)
+        else:
+            yield Source(folder=folder, registered=registry.pull(model, folder))
+
+
+def is_folder(model: str) -> bool:
+    """Whether the user named a place, and not a model of the registry."""
+    return "://" in model or Path(model).is_dir()
+
+
+def run_of(found: Source, config: EvaluateConfig) -> AbstractContextManager[Run]:
+    """The run that trained the model, as it ended; a new one where nobody knows of it."""
+    if found.registered is not None:
+        return ended_run(found.registered.run_id)
+    return open_run(
+        config.experiment, name=f"evaluate {Path(config.model).name}", system_metrics=False
+    )
 
 
 def score(
@@ -149,7 +159,7 @@ def tell(
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
-    if not Path(config.model).is_dir():
+    if not is_folder(config.model):
         console.print(f"next: farreach models promote {config.model} champion")
 
 

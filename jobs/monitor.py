@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -56,7 +57,8 @@ class Monitor:
     """
 
     def __init__(self, *, total_steps: int, logged_steps: int, log: Log, console: Console) -> None:
-        self.inbox = Inbox.remote()  # type: ignore[attr-defined]
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.inbox = Inbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self.last: StepRecord | None = None
         self._waiting: deque[StepRecord] = deque()
         self._logged_steps = logged_steps
@@ -80,22 +82,29 @@ class Monitor:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._stop.set()
         self._thread.join()
         try:
             self._drain()
+        except Exception:
+            # what ended the training is the better reason
+            if kind is None:
+                raise
         finally:
             self._progress.stop()
 
     def _watch(self) -> None:
+        failing = False
         while not self._stop.wait(timeout=POLL_S):
             try:
                 self._drain()
+                failing = False
             except Exception as error:
-                # training goes on; what is still in the inbox is drained, or fails, at the end
-                self._progress.console.print(f"recording failed: {error}")
-                return
+                # training goes on, and what could not be recorded waits for the next attempt
+                if not failing:
+                    self._progress.console.print(f"recording fails, and is tried again: {error}")
+                failing = True
 
     def _drain(self) -> None:
         self._waiting += ray.get(self.inbox.drain.remote())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import MachineFault, UserError
-from jobs.tracking import code_tags, require_tracking
+from jobs.tracking import code_tags, require_tracking, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +59,8 @@ def register(
 ) -> int:
     """Make the next version of `name` from a folder of fit_model.weights; its number.
 
-    The alias moves to the new version once that is whole.
+    The alias moves to the new version once that is whole. A run has one version of a name: asked
+    again, as after a kill, the version it has is the answer.
     """
     from fit_model import weights
 
@@ -67,6 +68,11 @@ def register(
     with _registry() as client:
         model_folder = Path(model_folder)
         config = weights.load(model_folder).config
+        for made in _versions(client, name):
+            if made.run_id == run_id:
+                if alias:
+                    client.set_registered_model_alias(name, alias, made.version)
+                return int(made.version)
         lineage = code_tags() | {"dataset_digest": dataset_digest}
         # MLflow's log_model would put it into the active experiment instead of the run's
         model_id = client.create_logged_model(
@@ -133,7 +139,7 @@ def list_versions(name: str | None = None) -> list[Registered]:
     """All versions of one name or of all, the newest of each name first."""
     with _registry() as client:
         wanted = f"name = '{check_name(name)}'" if name else None
-        names = sorted(model.name for model in client.search_registered_models(wanted))
+        names = _names(client, wanted)
         if name and not names:
             raise UserError(_no_model(client, name))
         return [_registered(client, each) for known in names for each in _versions(client, known)]
@@ -239,6 +245,17 @@ def _model_id(found: "ModelVersion") -> str:
     return found.source.removeprefix("models:/")
 
 
+def _names(client: "MlflowClient", wanted: str | None = None) -> list[str]:
+    names: list[str] = []
+    page: str | None = None
+    while True:
+        found = client.search_registered_models(wanted, page_token=page)
+        names += [model.name for model in found]
+        page = found.token
+        if not page:
+            return sorted(names)
+
+
 def check_name(name: str) -> str:
     """The name of a registered model; refuses what an address could not hold."""
     if not name or set(name) & set("/:@'\"") or name != name.strip():
@@ -247,7 +264,7 @@ def check_name(name: str) -> str:
 
 
 def _no_model(client: "MlflowClient", name: str) -> str:
-    names = sorted(model.name for model in client.search_registered_models())
+    names = _names(client)
     return f"no model '{name}'; there are: {', '.join(names) or '(none yet)'}"
 
 
@@ -262,4 +279,5 @@ def _registry() -> Iterator["MlflowClient"]:
         yield MlflowClient()
     except MlflowException as error:
         kind = UserError if error.error_code in REFUSALS else MachineFault
-        raise kind(f"MLflow at {uri}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].replace(uri, without_password(uri))
+        raise kind(f"MLflow at {without_password(uri)}: {reason}") from error

@@ -26,7 +26,7 @@ from jobs.errors import MachineFault, UserError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-JOBS = ("preprocess", "train", "evaluate", "doctor", "demo")
+JOBS = ("preprocess", "train", "evaluate", "doctor")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 UPLOADED = "config.yaml"
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
@@ -54,8 +54,8 @@ def _run(
     client: "JobSubmissionClient", address: str, name: str, config: Path | None, rest: list[str]
 ) -> int:
     job_id = _submit(client, name=name, config=config, overrides=rest)
-    print(f"{name} runs as {job_id} at {address}", file=sys.stderr)
     try:
+        print(f"{name} runs as {job_id} at {address}", file=sys.stderr)
         asyncio.run(_follow(client, job_id))
         return _wait(client, job_id)
     except KeyboardInterrupt:
@@ -110,10 +110,12 @@ def _submit(
 
 async def _follow(client: "JobSubmissionClient", job_id: str) -> None:
     """Print the job's log as it grows, until the job ends or the line to it breaks."""
+    from aiohttp import ClientError
+
     try:
         async for lines in client.tail_job_logs(job_id):
             print(lines, end="", flush=True)
-    except RuntimeError as error:
+    except (RuntimeError, ClientError) as error:
         print(f"the log broke off ({error}); waiting for the job to end", file=sys.stderr)
 
 

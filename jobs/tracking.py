@@ -9,14 +9,14 @@ import logging
 import os
 import subprocess
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import requests
 
 from jobs.cluster import SUBMITTED
 from jobs.errors import MachineFault, UserError
@@ -69,20 +69,28 @@ def require_tracking(uri: str | None = None) -> str:
 
 
 def _require_server(uri: str) -> None:
-    remedy = "start it, or unset MLFLOW_TRACKING_URI to use a local file"
+    place = without_password(uri)
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_TIMEOUT_S).close()  # noqa: S310
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise UserError(
-                f"the MLflow server at {uri} refuses ({error.code}): set MLFLOW_TRACKING_USERNAME "
-                "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            ) from error
-        if error.code >= 500:
-            raise MachineFault(f"the MLflow server at {uri} answers {error.code}") from error
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise MachineFault(f"no MLflow server answers at {uri} ({reason}): {remedy}") from error
+        status = requests.get(f"{uri.rstrip('/')}/health", timeout=REACH_TIMEOUT_S).status_code
+    except requests.RequestException as error:
+        raise MachineFault(
+            f"no MLflow server answers at {place} ({type(error).__name__}): "
+            "start it, or unset MLFLOW_TRACKING_URI to use a local file"
+        ) from error
+    if status in (401, 403):
+        raise UserError(
+            f"the MLflow server at {place} refuses ({status}): set MLFLOW_TRACKING_USERNAME "
+            "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if status >= 500:
+        raise MachineFault(f"the MLflow server at {place} answers {status}")
+
+
+def without_password(uri: str) -> str:
+    """A store's address as it may be shown: user and password are the user's own."""
+    scheme, mark, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +122,20 @@ class Run:
         import mlflow
         from mlflow.data.http_dataset_source import HTTPDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
 
         # the source type that holds any URI; it is never fetched
         dataset = MetaDataset(
             source=HTTPDatasetSource(uri), name=name, digest=digest[:MAX_DIGEST_LENGTH]
         )
-        tags = {"digest": digest} | {key: str(value) for key, value in counts.items()}
-        mlflow.log_input(dataset, context=context, tags=tags)
+        tags = {"mlflow.data.context": context, "digest": digest}
+        tags |= {key: str(value) for key, value in counts.items()}
+        used = DatasetInput(
+            dataset._to_mlflow_entity(),
+            tags=[InputTag(key, value) for key, value in tags.items()],
+        )
+        # log_input of MLflow's fluent interface takes the active run instead of this one
+        mlflow.MlflowClient().log_inputs(self.run_id, datasets=[used])
         mlflow.MlflowClient().set_tag(self.run_id, f"dataset_digest.{context}", digest)
 
     def log_json(self, value: Any, file: str) -> None:
@@ -174,11 +189,10 @@ def open_run(
     store = require_tracking(uri)
     import mlflow
 
-    experiment_id = _experiment_id(experiment, uri=store)
     with _mlflow_faults(store):
         active = mlflow.start_run(
             run_id=run_id,
-            experiment_id=experiment_id,
+            experiment_id=None if run_id else _experiment_id(experiment, uri=store),
             run_name=None if run_id else name,
             log_system_metrics=system_metrics,
         )
@@ -195,6 +209,17 @@ def open_run(
         raise
     finally:
         mlflow.end_run(status)
+
+
+@contextmanager
+def ended_run(run_id: str) -> Iterator[Run]:
+    """A run that has ended, to add to: whatever happens here, its status stays as it is."""
+    store = require_tracking()
+    import mlflow
+
+    with _mlflow_faults(store):
+        info = mlflow.MlflowClient().get_run(run_id).info
+        yield Run(run_id=run_id, experiment_id=info.experiment_id, uri=store)
 
 
 def _log_params(run: Run, params: Mapping[str, Any], *, known: Mapping[str, str]) -> None:
@@ -245,7 +270,8 @@ def _mlflow_faults(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         kind = UserError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else MachineFault
-        raise kind(f"MLflow at {uri}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].replace(uri, without_password(uri))
+        raise kind(f"MLflow at {without_password(uri)}: {reason}") from error
 
 
 def code_version() -> str:

@@ -63,6 +63,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.total_steps < 1:
             raise ValueError(f"total_steps {self.total_steps} must be at least 1")
+        shares = self.workers.num_workers * self.batch.accumulation
+        if self.batch.images_per_step < shares:
+            raise ValueError(
+                f"batch.images_per_step {self.batch.images_per_step} leaves some of "
+                f"{self.workers.num_workers} workers x {self.batch.accumulation} micro-steps "
+                f"without an image: take at least {shares}, or less accumulation"
+            )
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name {self.name!r} must be a plain name: it becomes a folder")
         if self.register_as is not None:
@@ -89,7 +96,7 @@ MAY_DIFFER = ("workers.max_failures", "record.", "register_as", "alias", "datase
 def main(config: TrainConfig) -> TrainResult:
     """Train to the last step and register the model; a killed run continues where it was saved."""
     require_lasting(storage_path=config.storage_path)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     dataset = open_dataset(config.dataset)
     model = model_config(config, dataset)
     labelled = read_labelled(dataset, model.head, split=config.split)
@@ -186,9 +193,10 @@ def train(
     last = dict(monitor.last.metrics) if monitor.last else {}
     with checkpoint.as_directory() as folder:
         version = register(config, Path(folder) / MODEL_FOLDER, model, dataset, run, last)
+    kept = Location.of(config.storage_path).child(config.name).child(Path(checkpoint.path).name)
     return TrainResult(
         run_id=run.run_id,
-        model_folder=f"{checkpoint.path}/{MODEL_FOLDER}",
+        model_folder=str(kept.child(MODEL_FOLDER)),
         version=version,
         last=last,
     )

@@ -11,6 +11,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from torch import Tensor
 
 from fit_model.models import ModelConfig, build
 from fit_model.optimize import learning_rate_factor
@@ -88,6 +89,7 @@ class Loop:
             optimizer=task.optimizer,
             engine=task.engine,
             accumulation=task.batch.accumulation,
+            device=self.device,
         )
         progress = restore(self.engine)
         self.finished_steps = progress.step
@@ -163,9 +165,12 @@ class Loop:
 
     def save(self, done: int, *, last: bool) -> None:
         """A checkpoint after `done` steps; the last one carries the trained model."""
-        weights = full_weights(self.engine) if last else None
+        weights: dict[str, Tensor] = {}
+        for name, weight in full_weights(self.engine) if last else ():
+            if self.rank == 0:
+                weights[name] = weight
         with saved(self.engine, step=done, records=self.recent) as checkpoint:
-            if weights is not None and self.rank == 0:
+            if weights:
                 save_tensors(weights, self.task.model, Path(checkpoint.path) / MODEL_FOLDER)
             ray.train.report(
                 {"step": done},

@@ -124,3 +124,11 @@ def test_a_file_that_is_no_npz_exits_2(tmp_path, capsys):
     path.write_text("hello")
     assert parity.main([str(path), str(tmp_path / "absent.npz")]) == 2
     assert capsys.readouterr().err.count("golden file") == 2
+
+
+def test_a_file_without_outputs_proves_nothing_and_is_refused(shared, tmp_path, capsys):
+    with np.load(shared / "golden" / "encoder.npz") as golden:
+        kept = {name: golden[name] for name in golden.files if not name.startswith("outputs/")}
+    np.savez(tmp_path / "empty.npz", **kept)
+    assert parity.main([str(tmp_path / "empty.npz")]) == 2
+    assert "no outputs" in capsys.readouterr().err

@@ -195,3 +195,28 @@ def test_an_unfinished_folder_is_not_registered(store, model):
             card="",
         )
     assert registry.list_versions() == []
+
+
+def test_a_run_that_registers_again_after_a_kill_gets_the_version_it_has(store, model):
+    register(model, store)
+    run_id = registry.show("animals").run_id
+    again = registry.register(
+        run_id,
+        store / "trained",
+        "animals",
+        pixel_dtype="uint8",
+        alias="again",
+        metrics={},
+        dataset_digest="d" * 64,
+        card="",
+    )
+    assert again == 1
+    assert registry.show("animals").aliases == ("again", "champion")
+
+
+def test_more_models_than_a_page_holds_are_all_listed(store, monkeypatch):
+    client = mlflow.MlflowClient(tracking.require_tracking())
+    for number in range(103):
+        client.create_registered_model(f"m{number:03d}")
+    with pytest.raises(UserError, match=r"m000, .*m102"):
+        registry.show("absent")

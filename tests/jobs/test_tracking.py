@@ -112,3 +112,29 @@ def test_a_run_that_does_not_exist_cannot_be_resumed():
         tracking.open_run("scenes", run_id="0" * 32),
     ):
         pass
+
+
+def test_the_password_of_a_store_is_not_shown(monkeypatch):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:s3cr3t@{place}/mlflow")
+        with pytest.raises(MachineFault) as caught:
+            tracking.require_tracking()
+    assert f"at http://{place}/mlflow " in str(caught.value)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_adding_to_a_run_that_has_ended_leaves_its_status_and_makes_no_experiment(store):
+    with tracking.open_run("scenes", system_metrics=False) as run:
+        pass
+    with tracking.ended_run(run.run_id) as again:
+        again.log_dataset("dataset", name="test", digest="d" * 64, context="evaluation", counts={})
+    with pytest.raises(MachineFault), tracking.ended_run(run.run_id) as again:
+        again.log_metrics({"no (such) name": 1.0}, step=0)
+    client = mlflow.MlflowClient()
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert [used.dataset.name for used in client.get_run(run.run_id).inputs.dataset_inputs] == [
+        "test"
+    ]
+    assert {each.name for each in client.search_experiments()} == {"Default", "scenes"}
