@@ -1,14 +1,16 @@
-"""Which image is seen when: pure functions over integers, in constant time from the step number.
+"""Which image is seen when: pure functions over integers, from the step number alone.
 
     epoch, place = divmod(step, steps_per_epoch)
     global batch = permutation(digest, seed, epoch)[place B : (place + 1) B]
     worker's share = global batch[rank :: num_workers]
 
 Neither the number of workers nor a restart enters the global batch. Every image comes exactly once
-an epoch; the last batch of an epoch is smaller where B does not divide the images.
+an epoch; the last batch of an epoch is smaller where B does not divide the images. A step is found
+in constant time; the order of its epoch is drawn and sorted once and kept for the epoch's steps.
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,8 +24,9 @@ def steps_per_epoch(num_images: int, *, batch_images: int) -> int:
     return -(-num_images // batch_images)
 
 
+@lru_cache(maxsize=4)  # a reader ahead of its trainer is in the next epoch already
 def epoch_permutation(*, digest: str, seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """The order of an epoch: images sorted by a random 64-bit key each.
+    """The order of an epoch, read-only: images sorted by a random 64-bit key each.
 
     Keys are Philox's raw stream, which NumPy keeps the same between versions (a Generator's
     shuffle it does not).
@@ -31,7 +34,9 @@ def epoch_permutation(*, digest: str, seed: int, epoch: int, num_images: int) ->
     name = f"{digest}:{seed}:{epoch}".encode()
     key = np.frombuffer(hashlib.sha256(name).digest()[:16], "<u8")
     keys = np.random.Philox(key=key.astype(np.uint64)).random_raw(num_images)
-    return np.argsort(np.asarray(keys), kind="stable")
+    order = np.argsort(np.asarray(keys), kind="stable")
+    order.setflags(write=False)
+    return order
 
 
 def global_batch(

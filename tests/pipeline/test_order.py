@@ -59,6 +59,19 @@ def test_epochs_seeds_and_datasets_each_have_an_order_of_their_own() -> None:
     assert len(orders) == 8
 
 
+def test_an_epoch_is_drawn_once_for_all_its_steps_and_cannot_be_spoiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[np.ndarray] = []
+    philox = np.random.Philox
+    monkeypatch.setattr("numpy.random.Philox", lambda key: drawn.append(key) or philox(key=key))
+    epoch_of(0, images=40, batch=3, seed=1, digest="drawn once")
+    assert len(drawn) == 1
+    batch = global_batch(0, digest="drawn once", seed=1, num_images=40, batch_images=3)
+    with pytest.raises(ValueError, match="read-only"):
+        batch[0] = 0
+
+
 def test_the_order_stays_what_it_was_in_the_first_release() -> None:
     order = epoch_permutation(digest="sha256:00", seed=7, epoch=3, num_images=10)
     assert order.tolist() == [1, 0, 6, 2, 5, 7, 9, 3, 8, 4]
