@@ -28,10 +28,11 @@ class Location:
 
     @staticmethod
     def of(uri: str, *, base: str = "") -> "Location":
-        """Local paths become absolute (from `base`, else the working folder)."""
+        """Local paths become absolute (from `base`, else the working folder); ~ is the home."""
         scheme, mark, rest = uri.partition("://")
         if not mark:
-            return Location(scheme="file", path=os.path.abspath(os.path.join(base, uri)))
+            path = os.path.join(base, os.path.expanduser(uri))
+            return Location(scheme="file", path=os.path.abspath(path))
         if scheme == "file":
             return Location(scheme="file", path=os.path.abspath(rest))
         if scheme not in SCHEMES or "::" in uri:

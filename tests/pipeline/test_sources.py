@@ -53,6 +53,15 @@ def test_two_images_of_one_name_are_refused_naming_both(tmp_path: Path) -> None:
         find_images(str(tmp_path / "same"))
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    touch(tmp_path, "scans/a.tif", "list/~b.tif")
+    assert Location.of("~/scans").path == str(tmp_path / "scans")
+    assert Location.of("~/scans", base="/elsewhere").path == str(tmp_path / "scans")
+    assert ids("~/scans") == ["a"]
+    assert ids(str(tmp_path / "list")) == ["~b"]
+
+
 @pytest.mark.parametrize(
     ("sources", "kind", "says"),
     [
