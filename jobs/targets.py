@@ -95,7 +95,9 @@ def _require(dataset: Dataset, label: str, *, kind: str) -> None:
         names = ", ".join(columns) or "none"
         raise ValueError(f"the dataset has no label {label!r}; its labels: {names}")
     if columns[label] != kind:
-        remedy = "classify" if kind == "number" else "regress"
+        remedy = "classify"
+        if kind == "class":
+            remedy = f"regress, or preprocess with class_labels=[{label}]"
         raise ValueError(f"label {label!r} holds a {columns[label]}: use target.kind={remedy}")
 
 

@@ -111,6 +111,8 @@ class PreprocessConfig:
     grouping: GroupingConfig
     labels: str | None = None
     """CSV or Parquet: `image`, one or more label columns, and `split` if you have one."""
+    class_labels: tuple[str, ...] = ()
+    """Label columns of numbers that are names of classes, such as 0 and 1."""
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     splits: SplitConfig = field(default_factory=SplitConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -123,6 +125,10 @@ class PreprocessConfig:
             raise ValueError("sources is empty: name a folder, files or a table")
         if not self.output:
             raise ValueError("output is empty: name a folder or s3://bucket/prefix")
+        if self.class_labels and self.labels is None:
+            raise ValueError(
+                f"class_labels {list(self.class_labels)} needs labels: name the table they are in"
+            )
         if self.on_error not in ("quarantine", "fail"):
             raise ValueError(f"on_error {self.on_error!r} is unknown: take quarantine or fail")
         if self.if_exists not in ("refuse", "replace"):

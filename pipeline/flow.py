@@ -56,7 +56,10 @@ def preprocess(
     place = check_output(config.output, if_exists=config.if_exists)
     found = find_images(config.sources)
     labels = read_labels(
-        config.labels, images=found.images["image_id"].to_pylist(), splits=config.splits
+        config.labels,
+        images=found.images["image_id"].to_pylist(),
+        splits=config.splits,
+        class_labels=config.class_labels,
     )
 
     probe = partial(probe_images, grouping=config.grouping, limits=config.limits)

@@ -1,7 +1,8 @@
 """Labels and splits: one row an image, checked before a pixel is read.
 
-Text columns become classes (sorted names), numbers become targets. Where the table has no `split`,
-an image's split is a pure function of its id and the seed:
+Text columns become classes (sorted names), numbers become targets unless the user calls them names
+(`class_labels`). Where the table has no `split`, an image's split is a pure function of its id and
+the seed:
 
     u = first 8 bytes of sha256("seed:image") / 2^64
     train while u < train, validation while u < train + validation, test above
@@ -10,6 +11,8 @@ an image's split is a pure function of its id and the seed:
 import difflib
 import hashlib
 import math
+import posixpath
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,6 +24,8 @@ from pipeline.storage import Location
 from pipeline.tables import read_table
 
 Label = str | float | None
+LABEL_NAME = re.compile(r"[\w.\- :/]{1,200}")
+"""What the name of a metric may be in MLflow: scores are logged as `label/mae` and the like."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +48,13 @@ class Labels:
         }
 
 
-def read_labels(uri: str | None, *, images: list[str], splits: SplitConfig) -> Labels:
-    """The labels of exactly these images; without a table only the splits."""
+def read_labels(
+    uri: str | None, *, images: list[str], splits: SplitConfig, class_labels: tuple[str, ...] = ()
+) -> Labels:
+    """The labels of exactly these images; without a table only the splits.
+
+    Columns in `class_labels` hold names of classes even where they look like numbers.
+    """
     if uri is None:
         return Labels(
             columns={},
@@ -52,11 +62,17 @@ def read_labels(uri: str | None, *, images: list[str], splits: SplitConfig) -> L
             split={image: split_of(image, splits=splits) for image in images},
         )
     place = Location.of(uri)
-    table = read_table(place, text_columns=("image", "split"))
+    table = read_table(place, text_columns=("image", "split", *class_labels))
     if "image" not in table.column_names:
         raise ValueError(f"{place}: no column 'image'; it has {', '.join(table.column_names)}")
     _check_images(table.column("image").to_pylist(), images=images, place=place)
     columns = _label_columns(table.schema, place=place)
+    unknown = [name for name in class_labels if name not in columns]
+    if unknown:
+        has = ", ".join(columns)
+        raise ValueError(
+            f"{place}: class_labels names {unknown[0]!r}, no label column; it has {has}"
+        )
     rows = {row["image"]: row for row in table.to_pylist()}
     values = {
         image: {
@@ -65,6 +81,10 @@ def read_labels(uri: str | None, *, images: list[str], splits: SplitConfig) -> L
         }
         for image in images
     }
+    for name in class_labels:
+        lost = [image for image in images if str(values[image][name]).lower() == "nan"]
+        if lost:
+            raise ValueError(f"{place}: {name!r} of image {lost[0]!r} is nan; leave it empty")
     for image in images:
         if all(value is None for value in values[image].values()):
             raise ValueError(f"{place}: image {image!r} has no label; fill it in or take it out")
@@ -113,6 +133,11 @@ def _label_columns(schema: pa.Schema, *, place: Location) -> dict[str, str]:
             raise ValueError(
                 f"{place}: a label cannot be called {column.name!r}; rename the column"
             )
+        if not _can_be_logged(column.name):
+            raise ValueError(
+                f"{place}: label {column.name!r} cannot be a metric's name in MLflow; rename it: "
+                f"letters, digits, _ - . space : and single / inside"
+            )
         held = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if pa.types.is_integer(held) or pa.types.is_floating(held):
             columns[column.name] = "number"
@@ -123,6 +148,11 @@ def _label_columns(schema: pa.Schema, *, place: Location) -> dict[str, str]:
     if not columns:
         raise ValueError(f"{place}: no label column beside image and split")
     return columns
+
+
+def _can_be_logged(name: str) -> bool:
+    plain = posixpath.normpath(name) == name and name != "." and not name.startswith(("/", ".."))
+    return plain and LABEL_NAME.fullmatch(name) is not None
 
 
 def _label(value: object, *, kind: str, of: str) -> Label:

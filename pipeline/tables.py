@@ -14,7 +14,10 @@ def is_table(uri: str) -> bool:
 
 
 def read_table(place: Location, *, text_columns: tuple[str, ...]) -> pa.Table:
-    """The rows of a table; `text_columns` stay text even when they look like numbers ("007")."""
+    """The rows of a table; `text_columns` stay text even when they look like numbers ("007").
+
+    Numbers of a Parquet table become text as people write them: 1, also where it is held as 1.0.
+    """
     if not is_table(place.path):
         raise ValueError(f"{place}: a table is a .csv or a .parquet file")
     try:

@@ -6,6 +6,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+from mlflow.utils import validation
 from pyarrow import parquet
 
 from pipeline.config import SplitConfig
@@ -35,6 +37,53 @@ def test_parquet_labels_read_like_csv_ones(tmp_path: Path) -> None:
     assert labels.values["b"] == {"kind": "ash", "age": 2.0}
 
 
+def test_numbers_named_as_classes_become_their_text(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,sick,age,code\na,1,3,01\nb,0,4,1\n007,,5,01\n")
+    table = pa.table({"image": IMAGES, "sick": [1.0, 0.0, None], "age": [3, 4, 5], "code": [1] * 3})
+    parquet.write_table(table, tmp_path / "labels.parquet")
+    for suffix, codes in {"csv": ["01", "1"], "parquet": ["1"]}.items():
+        uri = str(tmp_path / f"labels.{suffix}")
+        given = {"images": IMAGES, "splits": SplitConfig()}
+        labels = read_labels(uri, class_labels=("sick", "code"), **given)
+        assert labels.columns == {"sick": "class", "age": "number", "code": "class"}
+        assert labels.values["a"]["sick"] == "1"
+        assert labels.values["007"]["sick"] is None
+        assert labels.classes(IMAGES) == {"sick": ["0", "1"], "code": codes}
+        with pytest.raises(ValueError, match=r"names 'sik', no label column; it has sick, age"):
+            read_labels(uri, class_labels=("sik",), **given)
+
+
+def test_a_missing_number_is_no_class(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,sick\na,1\nb,nan\n007,0\n")
+    with pytest.raises(ValueError, match=r"'sick' of image 'b' is nan; leave it empty"):
+        read_labels(
+            str(tmp_path / "labels.csv"),
+            images=IMAGES,
+            splits=SplitConfig(),
+            class_labels=("sick",),
+        )
+
+
+@pytest.mark.parametrize("name", ["size (mm)", "a,b", "/a", "a//b", "../a", ".", "a/"])
+def test_a_name_that_mlflow_cannot_hold_is_refused_with_what_is_allowed(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(MlflowException):
+        validation._validate_metric_name(name)
+    with pytest.raises(ValueError, match=r"cannot be a metric's name .* letters, digits") as caught:
+        read(tmp_path, f'image,"{name}"\na,1\nb,2\n007,3\n')
+    assert repr(name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_mlflow_can_hold_are_kept(tmp_path: Path) -> None:
+    names = ["size µm", "a/b", "T-stage: 2.1", "größe_1"]
+    labels = read(tmp_path, f"image,{','.join(names)}\na,1,1,1,1\nb,2,2,2,2\n007,3,3,3,3\n")
+    assert list(labels.columns) == names
+    for name in names:
+        validation._validate_metric_name(f"{name}/mae")
+
+
 def test_a_split_column_is_kept(tmp_path: Path) -> None:
     labels = read(tmp_path, "image,kind,split\na,x,test\nb,y,train\n007,x,validation\n")
     assert labels.split == {"a": "test", "b": "train", "007": "validation"}
@@ -55,6 +104,7 @@ def test_a_split_column_is_kept(tmp_path: Path) -> None:
         ("image,k,split\na,x,train\nb,y,\n007,x,test\n", "split None of image 'b'"),
         ("image\na\nb\n007\n", "no label column"),
         ("slide,k\na,x\n", "no column 'image'; it has slide, k"),
+        (f"image,{'x' * 201}\na,1\nb,1\n007,2\n", "x' cannot be a metric's name"),
         ("image,crs\na,x\nb,x\n007,x\n", "a label cannot be called 'crs'"),
         ("image,k\na,2026-01-02\nb,2026-01-02\n007,2026-01-02\n", "'k' is date32"),
     ],
