@@ -69,10 +69,8 @@ def read_labels(
     columns = _label_columns(table.schema, place=place)
     unknown = [name for name in class_labels if name not in columns]
     if unknown:
-        has = ", ".join(columns)
-        raise ValueError(
-            f"{place}: class_labels names {unknown[0]!r}, no label column; it has {has}"
-        )
+        has = f"no label column; it has {', '.join(columns)}"
+        raise ValueError(f"{place}: class_labels names {unknown[0]!r}, {has}")
     rows = {row["image"]: row for row in table.to_pylist()}
     values = {
         image: {
