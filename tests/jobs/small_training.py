@@ -25,7 +25,7 @@ from tests.pipeline.scenes import in_process, noise, write_raster
 
 SIDE_PX, NODATA = 16, 0
 SIZES_PX = ((16, 16), (20, 40), (48, 32), (33, 17))
-TRAINING_IMAGES = 9  # in batches of 4 the last of an epoch holds a single image
+TRAINING_IMAGES = 9  # in batches of 8 or 4 the last of an epoch holds a single image
 TEST_IMAGES = 6
 WITHOUT_CONTENT = "train-empty"
 OPTIMIZER = OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup_steps=2, clip_norm=0.5)
@@ -77,7 +77,7 @@ def train_config(dataset: str, **changes) -> TrainConfig:
         model=EncoderConfig(patch_px=8, trunk=TRUNK),
         target=ClassifyTarget(label="kind"),
         experiment="tests",
-        batch=BatchConfig(images_per_step=4, seed=3),
+        batch=BatchConfig(images_per_step=8, seed=3),
         optimizer=OPTIMIZER,
         engine=EngineConfig(zero_stage=2),
         workers=WorkersConfig(num_workers=2),

@@ -75,7 +75,7 @@ def train_all(loop: dict[str, Any]) -> None:
         batches = worker.batches()
         for step in range(task.total_steps):
             worker.step(step, batches)
-        weights = {key: each.numpy() for key, each in full_weights(worker.engine).items()}
+        weights = {key: each.numpy() for key, each in dict(full_weights(worker.engine)).items()}
         if worker.rank == 0:
             metrics = [dict(record.metrics) for record in worker.recent]
             ray.get(task.inbox.put.remote([(name, metrics, weights)]))
