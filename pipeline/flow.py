@@ -7,7 +7,7 @@ driver. Any other runner that maps a stage over slices of a table gives the same
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from pipeline.assemble import Assembly
 from pipeline.config import PreprocessConfig
 from pipeline.labels import read_labels
 from pipeline.output import check_output, claim
-from pipeline.plan import plan_shards, probe_images
+from pipeline.plan import plan_shards, probe_images, store_tasks
 from pipeline.publish import PreprocessReport, publish
 from pipeline.sources import find_images
 from pipeline.store import store_shards
@@ -25,12 +25,14 @@ from pipeline.store import store_shards
 __all__ = ["PreprocessReport", "on_ray", "preprocess"]
 
 Stage = Callable[[pa.Table], pa.Table]
-StageRunner = Callable[[Stage, pa.Table, int], Iterator[pa.Table]]
-"""(stage, table, rows a task) -> the stage's tables, in any order."""
+StageRunner = Callable[[Stage, list[pa.Table]], Iterator[pa.Table]]
+"""(stage, one table a task) -> the stage's tables, in any order."""
+PROBED_TOGETHER = 16
+"""Images a task: reading a header takes less time than starting a task."""
 
 
-def on_ray(stage: Stage, table: pa.Table, rows: int) -> Iterator[pa.Table]:
-    """Map a stage over a table, `rows` of it and one CPU a task; tables come as tasks finish."""
+def on_ray(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+    """Map a stage over tables, one and one CPU a task; what it gives comes as tasks finish."""
     with warnings.catch_warnings():
         # Ray's settings warn of each other when they are first made.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -38,8 +40,7 @@ def on_ray(stage: Stage, table: pa.Table, rows: int) -> Iterator[pa.Table]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    slices = [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
-    done = ray.data.from_arrow(slices).map_batches(
+    done = ray.data.from_arrow(tasks).map_batches(
         stage, batch_size=None, batch_format="pyarrow", num_cpus=1
     )
     yield from done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -63,7 +64,11 @@ def preprocess(
     )
 
     probe = partial(probe_images, grouping=config.grouping, limits=config.limits)
-    probed = pa.concat_tables(run_stage(probe, found.images, 16))
+    tasks = [
+        found.images.slice(start, PROBED_TOGETHER)
+        for start in range(0, found.images.num_rows, PROBED_TOGETHER)
+    ]
+    probed = pa.concat_tables(_without_fault(run_stage(probe, tasks)))
     assembly = Assembly(probed, config=config)
     _check_probed(probed, assembly, config=config)
 
@@ -81,10 +86,8 @@ def preprocess(
             background=config.background,
             limits=config.limits,
         )
-        for stored in run_stage(store, shards, 1):
+        for stored in _without_fault(run_stage(store, store_tasks(shards))):
             for piece in stored.to_pylist():
-                if piece["refused"]:
-                    raise OSError(f"{place}: cannot be written ({piece['refused']})")
                 assembly.add(piece)
             if progress:
                 progress(assembly.num_done, assembly.num_groups)
@@ -98,6 +101,14 @@ def preprocess(
         seconds=time.monotonic() - began,
         ignored_files=found.ignored_files,
     )
+
+
+def _without_fault(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables, up to the first fault of the machine or a store: that ends the job."""
+    for table in tables:
+        for fault in table["fault"].drop_null().to_pylist():
+            raise OSError(fault)
+        yield table
 
 
 def _check_probed(probed: pa.Table, assembly: Assembly, *, config: PreprocessConfig) -> None:

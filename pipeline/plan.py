@@ -11,10 +11,12 @@ import pyarrow as pa
 
 from pipeline.config import GroupingConfig, LimitsConfig
 from pipeline.grid import Grid
-from pipeline.readers.open import open_image
+from pipeline.readers.faults import fault_of
+from pipeline.readers.open import is_slide, open_image
 from pipeline.readers.protocol import ImageHeader, SourceError
 from pipeline.schema import shard_name
 from pipeline.sources import SOURCES
+from pipeline.storage import Location
 
 MAX_GROUPS = 2**24  # an image's list of groups must stay a list that one process can hold
 MAX_GROUP_BYTES = 2**30  # Arrow's 32-bit offsets end at 2 GiB a chunk
@@ -40,6 +42,7 @@ PROBED = pa.schema(
         *SOURCES,
         pa.field("header", HEADER),  # null when the image cannot be opened
         pa.field("cause", pa.string()),
+        pa.field("fault", pa.string()),  # of the machine or the store: ends the job
         pa.field("peak_worker_gb", pa.float64()),
     ]
 )
@@ -68,22 +71,25 @@ def probe_images(images: pa.Table, *, grouping: GroupingConfig, limits: LimitsCo
     Gives    the same rows in the same order, plus header, or the cause why there is none
     Runs as  a task of one CPU; a batch of 16 images pays for the task's start
     Memory   one header; a remote slide is copied to the worker's disk while it is open
-    Fails    never on a source: what cannot be opened becomes a cause
+    Fails    never: a source that cannot be opened becomes a cause; where the machine or the store
+             fails, the last row says so as `fault`, and the rows after it are missing
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row in images.to_pylist():
-        header, cause = None, None
+        header, cause, fault = None, None, None
         try:
             with open_image(
                 row["uri"], level=grouping.level, bands=grouping.bands, limits=limits
             ) as image:
                 _check_grid(image.header, grouping=grouping)
                 header = asdict(image.header)
-        except SourceError as error:
-            cause = error.cause
-        except OSError as error:
+        except (SourceError, OSError, MemoryError) as error:
             cause = SourceError(str(error)).cause
-        rows.append({**row, "header": header, "cause": cause, "peak_worker_gb": peak_gb()})
+            fault = fault_of(error, uri=row["uri"])
+        probed = {"header": header, "cause": cause, "fault": fault, "peak_worker_gb": peak_gb()}
+        rows.append({**row, **probed})
+        if fault:
+            break
     return pa.Table.from_pylist(rows, schema=PROBED)
 
 
@@ -172,6 +178,19 @@ def _pack(rows: list[dict[str, Any]], *, side_px: int, shard_mb: int) -> Iterato
 def _piece(row: dict[str, Any], first: int, count: int) -> dict[str, Any]:
     kept = {name: row[name] for name in ("image_id", "uri", "header")}
     return {**kept, "first_group": first, "num_groups": count}
+
+
+def store_tasks(shards: pa.Table) -> list[pa.Table]:
+    """One shard a task; those of one remote slide share a task, because they share its copy."""
+    starts, last = [], None
+    for place, shard in enumerate(shards.to_pylist()):
+        uri = shard["pieces"][0]["uri"]
+        copied = uri if is_slide(uri) and not Location.of(uri).is_local else None
+        if copied is None or copied != last:
+            starts.append(place)
+        last = copied
+    ends = [*starts[1:], shards.num_rows]
+    return [shards.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 def peak_gb() -> float:

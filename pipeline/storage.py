@@ -63,27 +63,27 @@ class Location:
     @contextlib.contextmanager
     def reader(self) -> Iterator[Any]:
         """An open binary file."""
-        with _explained(self), self.filesystem.open(self.path, "rb") as source:
+        with explained(self), self.filesystem.open(self.path, "rb") as source:
             yield source
 
     def read_bytes(self) -> bytes:
         """The whole content."""
-        with _explained(self):
+        with explained(self):
             return self.filesystem.cat_file(self.path)
 
     def read_range(self, start: int, size: int) -> bytes:
         """One ranged read; shorter only where the file is."""
-        with _explained(self):
+        with explained(self):
             return self.filesystem.cat_file(self.path, start=start, end=start + size)
 
     def size(self) -> int:
         """Bytes."""
-        with _explained(self):
+        with explained(self):
             return int(self.filesystem.info(self.path)["size"])
 
     def exists(self) -> bool:
         """Whether there is a file or folder; a bucket that refuses is an error."""
-        with _explained(self):
+        with explained(self):
             try:
                 self.filesystem.info(self.path)
             except FileNotFoundError:
@@ -92,12 +92,12 @@ class Location:
 
     def is_folder(self) -> bool:
         """Whether it is a folder, or a prefix with something below."""
-        with _explained(self):
+        with explained(self):
             return bool(self.filesystem.isdir(self.path))
 
     def files(self) -> list[str]:
         """Every file below, as sorted paths relative to here; none when the folder is absent."""
-        with _explained(self):
+        with explained(self):
             try:
                 found = self.filesystem.find(self.path)
             except FileNotFoundError:
@@ -115,7 +115,7 @@ class Location:
         """
         if self.is_local:
             final = Path(self.path)
-            with _explained(self):
+            with explained(self):
                 final.parent.mkdir(parents=True, exist_ok=True)
             draft = final.with_name(f".{final.name}.partial-{uuid4().hex[:8]}")
             try:
@@ -130,7 +130,7 @@ class Location:
             yield draft
             if not draft.exists():
                 return
-            with _explained(self):
+            with explained(self):
                 self.filesystem.put_file(str(draft), self.path)
 
     def write_bytes(self, content: bytes) -> None:
@@ -140,12 +140,12 @@ class Location:
 
     def delete(self) -> None:
         """Delete a file; one that is gone already is no error."""
-        with _explained(self), contextlib.suppress(FileNotFoundError):
+        with explained(self), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path)
 
 
 @contextlib.contextmanager
-def _explained(place: Location) -> Iterator[None]:
+def explained(place: Location) -> Iterator[None]:
     """What the store answered, as one line that names the place."""
     try:
         yield

@@ -1,7 +1,8 @@
 """Write shards: the task that reads a piece of the plan, keeps its content and stores it."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
 from pipeline.extract import addresses, extract_groups, flat_bytes, group_hash, squares_of
 from pipeline.grid import groups_per_read
 from pipeline.plan import grid_of, group_bytes, header_of, peak_gb
+from pipeline.readers.copies import LocalCopies
+from pipeline.readers.faults import fault_of
 from pipeline.readers.open import open_image
-from pipeline.readers.protocol import SourceError
+from pipeline.readers.protocol import MachineError, SourceError
 from pipeline.schema import PART, group_schema, tensor_column
 from pipeline.statistics import measure
 from pipeline.storage import Location
@@ -32,7 +35,7 @@ STORED = pa.schema(
         ("part", PART),  # null when nothing was stored
         ("window", pa.string()),
         ("cause", pa.string()),  # null when all went well
-        ("refused", pa.string()),  # why the output could not be written; then nothing else holds
+        ("fault", pa.string()),  # of the machine, the store or the output: ends the job
         ("peak_worker_gb", pa.float64()),
     ]
 )
@@ -50,27 +53,35 @@ def store_shards(
 
     Takes    SHARDS
     Gives    STORED, a row a piece; the pixels are in the file, never in the table
-    Runs as  a task of one CPU a shard: extract, leave out background, measure, write
+    Runs as  a task of one CPU a shard: extract, leave out background, measure, write; all shards
+             of a remote slide are one task, which copies it to the worker's disk once
     Memory   about three times READ_BYTES, and shard_mb where a shard holds whole images: such an
              image is written once all of it has been read, so a damaged one leaves no byte behind
-    Fails    never: a damaged source becomes a cause, an output that refuses becomes `refused`
+    Fails    never: a damaged source becomes a cause; where the machine, the store or the output
+             fails, the last row says so as `fault`: an exception loses its words on the way
     """
     rows: list[dict[str, Any]] = []
-    for shard in shards.to_pylist():
-        try:
-            with ShardWriter(Location.of(output), shard["shard"]) as writer:
-                for piece in shard["pieces"]:
-                    stored = _store_piece(
-                        piece,
-                        writer=writer,
-                        hold=shard["whole_images"],
-                        grouping=grouping,
-                        background=background,
-                        limits=limits,
-                    )
-                    rows.append({**stored, "peak_worker_gb": peak_gb()})
-        except OSError as error:  # as a row: a task's exception loses its words on the way
-            rows.append({"refused": " ".join(str(error).split()), "peak_worker_gb": peak_gb()})
+    with LocalCopies() as copies:
+        read = partial(
+            _content, grouping=grouping, background=background, limits=limits, copies=copies
+        )
+        for shard in shards.to_pylist():
+            try:
+                with ShardWriter(Location.of(output), shard["shard"]) as writer:
+                    for piece in shard["pieces"]:
+                        stored = _store_piece(
+                            piece, writer=writer, hold=shard["whole_images"], read=read
+                        )
+                        rows.append({**stored, "peak_worker_gb": peak_gb()})
+            except OSError as error:
+                said = " ".join(str(error).split())
+                fault = (
+                    said
+                    if isinstance(error, MachineError)
+                    else f"{output}: cannot be written ({said})"
+                )
+                rows.append({"fault": fault, "peak_worker_gb": peak_gb()})
+                break
     return pa.Table.from_pylist(rows, schema=STORED)
 
 
@@ -79,9 +90,7 @@ def _store_piece(
     *,
     writer: "ShardWriter",
     hold: bool,
-    grouping: GroupingConfig,
-    background: BackgroundConfig,
-    limits: LimitsConfig,
+    read: Callable[[dict[str, Any]], Iterator[pa.Table]],
 ) -> dict[str, Any]:
     """One image's share of a shard; with `hold` nothing is written before all of it was read."""
     stored: dict[str, Any] = {
@@ -92,7 +101,7 @@ def _store_piece(
     hashes, held, nodata = [], [], piece["header"]["nodata"]
     start = writer.position
     try:
-        for groups in _content(piece, grouping=grouping, background=background, limits=limits):
+        for groups in read(piece):
             squares = squares_of(groups)
             for place, address in enumerate(groups.drop_columns("pixels").to_pylist()):
                 height, width = address["valid_height_px"], address["valid_width_px"]
@@ -103,11 +112,14 @@ def _store_piece(
             held.append(groups)
             if not hold:
                 writer.write(held.pop())
-    except (SourceError, OSError) as error:
-        if isinstance(error, WriteError):
-            raise
+    except WriteError:
+        raise
+    except (SourceError, OSError, MemoryError) as error:
         if not hold:
             writer.discard()
+        fault = fault_of(error, uri=piece["uri"])
+        if fault:
+            raise MachineError(fault) from error
         cause = error if isinstance(error, SourceError) else SourceError(str(error))
         window = None if cause.window is None else str(cause.window)
         return {**stored, "groups": [], "moments": [], "window": window, "cause": cause.cause}
@@ -122,6 +134,7 @@ def _content(
     grouping: GroupingConfig,
     background: BackgroundConfig,
     limits: LimitsConfig,
+    copies: LocalCopies,
 ) -> Iterator[pa.Table]:
     """The piece's groups that hold something, a strip at a time."""
     planned = header_of(piece)
@@ -133,7 +146,7 @@ def _content(
         most=max(1, READ_BYTES // group_bytes(planned, side_px=side)),
     )
     with open_image(
-        piece["uri"], level=grouping.level, bands=grouping.bands, limits=limits
+        piece["uri"], level=grouping.level, bands=grouping.bands, limits=limits, copies=copies
     ) as image:
         if repr(image.header) != repr(planned):  # repr: NaN nodata equals itself
             raise SourceError("changed while it was being preprocessed")

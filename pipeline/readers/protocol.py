@@ -27,6 +27,10 @@ def _rebuild(cause: str, window: Window | None) -> SourceError:
     return SourceError(cause, window=window)
 
 
+class MachineError(OSError):
+    """The machine or the store failed, not the source: the job ends instead of going on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageHeader:
     """What is known before a pixel is read; lengths in px of the opened level."""

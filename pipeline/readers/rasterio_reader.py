@@ -18,6 +18,8 @@ from rasterio.windows import Window as RasterWindow
 
 from pipeline.grid import Window
 from pipeline.readers.protocol import ImageHeader, SourceError, check_level
+from pipeline.readers.watched import WatchedFile
+from pipeline.storage import Location
 
 DRIVERS = {
     ".tif": "GTiff",
@@ -35,11 +37,13 @@ MICRONS = {"2": 25_400.0, "3": 10_000.0}  # TIFF resolution units: inch, centime
 
 
 class RasterioReader:
-    """One raster at one level; `opener` is the fsspec filesystem of a remote path."""
+    """One raster at one level, from the local disk or from a store."""
 
     def __init__(
-        self, path: str, *, suffix: str, level: int, bands: list[int] | None, opener: Any = None
+        self, place: Location, *, suffix: str, level: int, bands: list[int] | None
     ) -> None:
+        path = place.path
+        self._remote = None if place.is_local else WatchedFile(place)
         self._stack = ExitStack()
         self._stack.enter_context(
             rasterio.Env(
@@ -50,8 +54,8 @@ class RasterioReader:
             )
         )
         options: dict[str, Any] = {"driver": DRIVERS[suffix]}
-        if opener is not None:
-            options["opener"] = opener
+        if self._remote is not None:
+            options["opener"] = self._remote
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -64,9 +68,10 @@ class RasterioReader:
                     self._source = self._stack.enter_context(rasterio.open(path, **options))
             self._bands = bands or list(whole.indexes)
             self.header = self._describe(whole, num_levels=num_levels)
+            self._check_store()
         except (RasterioError, OSError) as error:
             self._stack.close()
-            raise SourceError(_deepest(error)) from error
+            raise SourceError(self._told(error)) from self._failure or error
         except BaseException:
             self._stack.close()
             raise
@@ -108,9 +113,22 @@ class RasterioReader:
         place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
         try:
             planes = self._source.read(self._bands, window=place)
+            self._check_store()
         except (RasterioError, OSError) as error:
-            raise SourceError(_deepest(error), window=window) from error
+            raise SourceError(self._told(error), window=window) from self._failure or error
         return np.moveaxis(planes, 0, -1)
+
+    @property
+    def _failure(self) -> OSError | None:
+        return None if self._remote is None else self._remote.failure
+
+    def _told(self, error: BaseException) -> str:
+        return str(self._failure) if self._failure else _deepest(error)
+
+    def _check_store(self) -> None:
+        """Some decoders fill up with grey what they could not read."""
+        if self._failure is not None:
+            raise self._failure
 
     def __enter__(self) -> Self:
         return self

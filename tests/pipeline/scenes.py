@@ -14,15 +14,19 @@ from rasterio.windows import Window
 from pipeline.flow import Stage
 
 
-def in_process(stage: Stage, table: pa.Table, rows: int) -> Iterator[pa.Table]:
-    """Run a stage without Ray, slice after slice."""
-    for start in range(0, table.num_rows, rows):
-        yield stage(table.slice(start, rows))
+def in_process(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+    """Run a stage without Ray, task after task."""
+    yield from map(stage, tasks)
 
 
-def backwards(stage: Stage, table: pa.Table, rows: int) -> Iterator[pa.Table]:
+def backwards(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     """Run a stage as an unlucky cluster would: the last task ends first."""
-    yield from reversed(list(in_process(stage, table, rows)))
+    yield from reversed(list(in_process(stage, tasks)))
+
+
+def stores(tasks: list[pa.Table]) -> bool:
+    """Whether these are tasks of the second stage."""
+    return "shard" in tasks[0].column_names
 
 
 @contextmanager

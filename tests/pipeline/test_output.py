@@ -9,7 +9,7 @@ from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.dataset import open_dataset
 from pipeline.flow import Stage, preprocess
 from pipeline.schema import SHARDS_FOLDER
-from tests.pipeline.scenes import in_process, noise, write_raster
+from tests.pipeline.scenes import in_process, noise, stores, write_raster
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def files(folder: Path) -> set[str]:
 def dies_after(tasks: int):
     """A runner that is interrupted after some tasks of the store stage."""
 
-    def run(stage: Stage, table: pa.Table, rows: int):
-        for number, result in enumerate(in_process(stage, table, rows)):
-            if number == tasks and rows == 1:
+    def run(stage: Stage, each: list[pa.Table]):
+        for number, result in enumerate(in_process(stage, each)):
+            if number == tasks and stores(each):
                 raise KeyboardInterrupt
             yield result
 

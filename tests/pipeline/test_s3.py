@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import requests
 import s3fs
 
-from pipeline.config import GroupingConfig, LimitsConfig, PreprocessConfig
+from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig, PreprocessConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import preprocess
+from pipeline.plan import plan_shards, probe_images, store_tasks
 from pipeline.readers.open import open_image
 from pipeline.readers.protocol import SourceError
+from pipeline.sources import find_images
+from pipeline.store import store_shards
 from tests.pipeline.scenes import in_process
 
 
@@ -68,6 +72,48 @@ def test_a_slide_on_s3_is_copied_read_and_the_copy_removed(
         open_image("s3://scans/small.svs", limits=limits),
     ):
         pass
+
+
+def test_all_shards_of_a_remote_slide_are_one_task_with_one_copy(
+    s3: s3fs.S3FileSystem,
+    shared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    s3.put_file(str(shared / "data" / "small.svs"), "scans/slides/a.svs")
+    s3.put_file(str(shared / "data" / "small.svs"), "scans/slides/b.svs")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    given = {"grouping": GroupingConfig(group_side_px=4, patch_px=4), "limits": LimitsConfig()}
+    found = find_images("s3://scans/slides").images
+    shards = plan_shards(
+        probe_images(found, **given), side_px=4, shard_mb=0, generation="a"
+    )  # a group each
+    tasks = store_tasks(shards)
+    assert len(tasks) == 2 < shards.num_rows
+    assert pa.concat_tables(tasks).equals(shards)
+    for task, name in zip(tasks, "ab", strict=True):
+        with caplog.at_level("INFO", logger="werkzeug"):
+            caplog.clear()
+            stored = store_shards(
+                task, output=str(tmp_path / "out"), background=BackgroundConfig(), **given
+            )
+        assert stored["cause"].null_count == stored.num_rows == task.num_rows
+        sent = [each.getMessage() for each in caplog.records]
+        assert len([line for line in sent if f"GET /scans/slides/{name}.svs" in line]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_needs_no_copy_is_one_shard_a_task(scans: Path) -> None:
+    given = {"grouping": GroupingConfig(group_side_px=32), "limits": LimitsConfig()}
+    probed = probe_images(find_images(str(scans)).images, **given)
+    shards = plan_shards(probed, side_px=32, shard_mb=0, generation="a")
+    for uris in ("here.svs", "s3://scans/far.tif"):
+        rows = shards.to_pylist()
+        for row in rows:
+            row["pieces"][0]["uri"] = uris
+        moved = pa.Table.from_pylist(rows, schema=shards.schema)
+        assert [task.num_rows for task in store_tasks(moved)] == [1] * shards.num_rows
 
 
 def test_labels_and_a_table_of_uris_may_lie_on_s3(s3: s3fs.S3FileSystem, scans: Path) -> None:

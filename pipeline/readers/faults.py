@@ -1,0 +1,57 @@
+"""Tell a damaged source from a machine or a store that fails: only the source is quarantined.
+
+A file that is missing, refused or undecodable is the user's to mend, and the job goes on without
+it. A full disk or a dead endpoint would make good images look bad, one after the other.
+"""
+
+import errno
+from collections.abc import Iterator
+
+from pipeline.readers.protocol import MachineError
+from pipeline.storage import Location
+
+MACHINE_ERRNOS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "EROFS")
+    if hasattr(errno, name)
+}
+BLOCK_BYTES = 1 << 22
+
+
+def fault_of(error: BaseException, *, uri: str) -> str | None:
+    """One line that names the file where the machine or the store is at fault, else None."""
+    for cause in _chain(error):
+        if _is_fault(cause):
+            return _line(cause, uri=uri)
+    try:
+        _read_through(Location.of(uri))
+    except OSError as refused:
+        # A decoder written in C says only that it could not read, and never why.
+        return _line(refused, uri=uri) if _is_fault(refused) else None
+    return None
+
+
+def _is_fault(error: BaseException) -> bool:
+    if isinstance(error, MachineError | ConnectionError | TimeoutError | MemoryError):
+        return True
+    return isinstance(error, OSError) and error.errno in MACHINE_ERRNOS
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _read_through(place: Location) -> None:
+    """Read a local file's bytes once; a remote one's trouble is known without."""
+    if not place.is_local:
+        return
+    with open(place.path, "rb", buffering=0) as source:
+        while source.read(BLOCK_BYTES):
+            pass
+
+
+def _line(error: BaseException, *, uri: str) -> str:
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    return said if uri in said else f"{uri}: {said}"
