@@ -77,7 +77,7 @@ def preprocess(
             probed,
             side_px=config.grouping.group_side_px,
             shard_mb=config.shard_mb,
-            generation=claimed.generation,
+            writer=claimed.writer,
         )
         store = partial(
             store_shards,

@@ -7,15 +7,21 @@
 
 A crash at any point leaves the old dataset, the new one, or none that looks whole; the next run
 cleans up. Only files with names of ours are ever deleted.
+
+unfinished.json names the job that may publish. Nobody can tell a crashed job from a slow one, so a
+second job takes over by writing its own name; the first one then finds that out before it publishes
+and fails, with its shards under names of its own. There is no lock: two jobs that reach the same
+instant between that check and dataset.json are not kept apart.
 """
 
 import hashlib
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -30,6 +36,26 @@ class Claim:
 
     place: Location
     generation: str
+    job: str
+
+    @property
+    def writer(self) -> str:
+        """What the names of this job's shards begin with."""
+        return f"{self.generation}-{self.job}"
+
+    def check(self) -> None:
+        """Still ours; ValueError once another job has taken the output over."""
+        if not self._is_ours():
+            raise ValueError(
+                f"{self.place}: another preprocess job has taken over this output, so nothing was "
+                f"published; run one job at a time, or give each its own output"
+            )
+
+    def _is_ours(self) -> bool:
+        try:
+            return json.loads(self.place.child(UNFINISHED).read_bytes())["job"] == self.job
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
 
     def write_table(self, kind: str, table: pa.Table) -> dict[str, str]:
         """Store a table; gives its name and checksum for dataset.json."""
@@ -37,6 +63,7 @@ class Claim:
         parquet.write_table(table, sink, compression="zstd")
         content = sink.getvalue()
         name = table_name(kind, generation=self.generation)
+        self.check()
         self.place.child(name).write_bytes(content)
         return {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -48,9 +75,20 @@ class Claim:
     def publish(self, info: dict[str, Any]) -> None:
         """The last step; afterwards only this generation is left."""
         content = json.dumps({**info, "generation": self.generation}, indent=2) + "\n"
+        self.check()
         self.place.child(INFO).write_bytes(content.encode())
-        _clean(self.place, keep=self.generation)
-        self.place.child(UNFINISHED).delete()
+        _clean(self.place, keep=self.generation, writer=self.writer)
+        if self._is_ours():
+            self.place.child(UNFINISHED).delete()
+
+    def discard(self) -> None:
+        """Delete what this job wrote, and nothing of a job that took over."""
+        ours = self._is_ours()
+        tables = {table_name(kind, generation=self.generation) for kind in ("images", "quarantine")}
+        for name in self.place.files():
+            shard = name.startswith((f"shards/{self.writer}-", f"shards/.{self.writer}-"))
+            if shard or (ours and name in tables):
+                self.place.child(name).delete()
 
 
 def check_output(output: str, *, if_exists: str) -> Location:
@@ -76,14 +114,17 @@ def claim(place: Location) -> Iterator[Claim]:
     """Write a dataset inside this block; left without `publish`, what was written is removed."""
     current = _current(place)
     generation = next(name for name in GENERATIONS if name != current)
-    note = {"what": "farreach preprocess has not finished here; its next run cleans up"}
-    place.child(UNFINISHED).write_bytes(json.dumps(note).encode())
+    claimed = Claim(place=place, generation=generation, job=uuid4().hex[:12])
+    what = "farreach preprocess has not finished here; its next run cleans up"
+    place.child(UNFINISHED).write_bytes(json.dumps({"what": what, "job": claimed.job}).encode())
     _clean(place, keep=current)
     try:
-        yield Claim(place=place, generation=generation)
+        yield claimed
     except BaseException:
-        # A task that still runs may add a shard after this: unfinished.json stays for the next run.
-        _clean(place, keep=current)
+        # A task that still runs may add a shard after this: unfinished.json stays for the next run,
+        # which also cleans up where the store is what failed.
+        with suppress(OSError):
+            claimed.discard()
         raise
 
 
@@ -100,10 +141,12 @@ def _current(place: Location) -> str | None:
     return generation
 
 
-def _clean(place: Location, *, keep: str | None) -> None:
-    """Delete our files of every generation but one."""
+def _clean(place: Location, *, keep: str | None, writer: str = "") -> None:
+    """Delete our files of every generation but one, and of that the shards of other writers."""
     for name in place.files():
-        if PARTIAL.fullmatch(name) or (OUR_FILES.fullmatch(name) and _generation(name) != keep):
+        stray = name.startswith("shards/") and not name.startswith(f"shards/{writer}")
+        ours = OUR_FILES.fullmatch(name) and (stray or _generation(name) != keep)
+        if PARTIAL.fullmatch(name) or ours:
             place.child(name).delete()
 
 

@@ -124,7 +124,7 @@ def header_of(row: dict[str, Any]) -> ImageHeader:
     return ImageHeader(**fields)
 
 
-def plan_shards(probed: pa.Table, *, side_px: int, shard_mb: int, generation: str) -> pa.Table:
+def plan_shards(probed: pa.Table, *, side_px: int, shard_mb: int, writer: str) -> pa.Table:
     """Stage 2 of 5: headers -> shards, each one task's work.
 
     Takes    PROBED, any order; images without a header are passed over
@@ -143,7 +143,7 @@ def plan_shards(probed: pa.Table, *, side_px: int, shard_mb: int, generation: st
             [row for row in rows if _format(row) == kept], side_px=side_px, shard_mb=shard_mb
         )
     )
-    name = partial(shard_name, generation=generation)
+    name = partial(shard_name, writer=writer)
     return pa.Table.from_pylist(
         [{"shard": name(number), **shard} for number, shard in enumerate(numbered)], schema=SHARDS
     )

@@ -62,6 +62,7 @@ def publish(claimed: Claim, assembly: Assembly, *, labels: Labels, config: Prepr
     """Write the tables and, last, dataset.json; gives the digest."""
     if assembly.unfinished:
         raise AssertionError(f"pieces are missing of {assembly.unfinished[:3]}")
+    claimed.check()
     claimed.remove(assembly.orphans)
     images = [assembly.images[name] for name in sorted(assembly.images)]
     names = [image.row["image_id"] for image in images]

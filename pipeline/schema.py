@@ -7,7 +7,8 @@
       shards/*.arrow      Arrow IPC files of one pixel format; a record batch is a group
 
 dataset.json names the other files. A dataset that replaces another one takes the other set of names
-(images-b.parquet, shards/b-*.arrow), so writing dataset.json is the one moment of change.
+(images-b.parquet, shards/b-*.arrow), so writing dataset.json is the one moment of change. A shard's
+name also holds the job that wrote it: two jobs at one output never write the same file.
 """
 
 import re
@@ -22,8 +23,8 @@ SHARDS_FOLDER = "shards"
 UNFINISHED = "unfinished.json"
 """Lies beside the data while it is being written: the next run may clean up what it names."""
 GENERATIONS = ("a", "b")
-SHARD_NAME = re.compile(r"shards/[ab]-\d{6,}\.arrow")
-OUR_FILES = re.compile(r"(images|quarantine)(-b)?\.parquet|shards/[ab]-\d{6,}\.arrow")
+SHARD_NAME = re.compile(r"shards/[ab](-[0-9a-f]{12})?-\d{6,}\.arrow")
+OUR_FILES = re.compile(rf"(images|quarantine)(-b)?\.parquet|{SHARD_NAME.pattern}")
 PARTIAL = re.compile(r"(?:shards/)?\.[\w.-]+\.partial-[0-9a-f]{8}")
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
@@ -103,9 +104,9 @@ def group_schema(*, side_px: int, bands: int, dtype: str) -> pa.Schema:
     )
 
 
-def shard_name(number: int, *, generation: str) -> str:
-    """A shard's path below the dataset."""
-    return f"{SHARDS_FOLDER}/{generation}-{number:06d}.arrow"
+def shard_name(number: int, *, writer: str) -> str:
+    """A shard's path below the dataset; `writer` is its generation and job, as in "a-<12 hex>"."""
+    return f"{SHARDS_FOLDER}/{writer}-{number:06d}.arrow"
 
 
 def table_name(kind: str, *, generation: str) -> str:

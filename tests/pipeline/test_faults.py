@@ -108,6 +108,23 @@ def test_a_store_that_falls_silent_ends_the_job_and_publishes_nothing(
     assert {path.name for path in out.rglob("*") if path.is_file()} == {"unfinished.json"}
 
 
+def test_the_line_names_the_source_also_where_the_output_is_out_of_reach(
+    s3: s3fs.S3FileSystem, scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put_file(str(scans / "part0" / "scan0.tif"), "scans/in/a.tif")
+
+    def silent_later(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+        if stores(tasks):
+            away(monkeypatch)
+        yield from in_process(stage, tasks)
+
+    config = PreprocessConfig(
+        sources="s3://scans/in", output="s3://scans/out", grouping=GROUPING, shard_mb=1
+    )
+    with pytest.raises(OSError, match=r"^s3://scans/in/a.tif: .*onnect"):
+        preprocess(config, run_stage=silent_later)
+
+
 def test_a_store_that_falls_silent_before_a_header_is_read_is_a_fault(
     s3: s3fs.S3FileSystem, scans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,9 @@ import pytest
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.dataset import open_dataset
 from pipeline.flow import Stage, preprocess
-from pipeline.schema import SHARDS_FOLDER
+from pipeline.output import claim
+from pipeline.schema import SHARDS_FOLDER, shard_name
+from pipeline.storage import Location
 from tests.pipeline.scenes import in_process, noise, stores, write_raster
 
 
@@ -80,7 +82,8 @@ def test_a_finished_dataset_is_refused_or_replaced_as_asked(config: PreprocessCo
     third = preprocess(changed(config, if_exists="replace"), run_stage=in_process)
     assert third.digest == first.digest
     assert open_dataset(config.output).verify() == []
-    assert not any("b-" in name for name in files(Path(config.output)))
+    assert not any(name.startswith("shards/b") for name in files(Path(config.output)))
+    assert "images-b.parquet" not in files(Path(config.output))
 
 
 @pytest.mark.parametrize("tasks", [0, 1, 3])
@@ -96,6 +99,54 @@ def test_a_replacement_that_dies_leaves_the_old_dataset_whole(
     stored = open_dataset(config.output)
     assert stored.info.digest == first.digest
     assert stored.verify() == []
+
+
+@pytest.mark.parametrize("if_exists", ["refuse", "replace"])
+@pytest.mark.parametrize("tasks", [0, 2])
+def test_a_job_whose_output_another_one_took_fails_and_leaves_the_other_s_dataset_whole(
+    config: PreprocessConfig, tasks: int, if_exists: str
+) -> None:
+    if if_exists == "replace":
+        preprocess(config, run_stage=in_process)
+    other = changed(config, if_exists=if_exists, grouping=GroupingConfig(group_side_px=32))
+    reports = []
+
+    def overtaken(stage: Stage, each: list[pa.Table]):
+        for number, result in enumerate(in_process(stage, each)):
+            if stores(each) and number == tasks:
+                reports.append(preprocess(other, run_stage=in_process))
+            yield result
+
+    with pytest.raises(ValueError, match=r"out: another preprocess job has taken over") as caught:
+        preprocess(changed(config, if_exists=if_exists), run_stage=overtaken)
+    assert "\n" not in str(caught.value)
+    stored = open_dataset(config.output)
+    assert stored.info.digest == reports[0].digest
+    assert stored.verify() == []
+    used = {part.shard for record in stored.images() for part in record.parts}
+    assert {name for name in files(Path(config.output)) if name.startswith("shards")} == used
+
+
+def test_a_job_that_fails_leaves_alone_what_the_one_that_took_over_has_written(
+    config: PreprocessConfig,
+) -> None:
+    place = Location.of(config.output)
+
+    def two_jobs() -> None:
+        with claim(place) as slow, claim(place) as quick:
+            place.child(shard_name(0, writer=quick.writer)).write_bytes(b"quick")
+            place.child(shard_name(0, writer=slow.writer)).write_bytes(b"slow")
+            quick.write_table("images", pa.table({"image_id": ["quick"]}))
+            with pytest.raises(ValueError, match="has taken over"):
+                slow.write_table("images", pa.table({"image_id": ["slow"]}))
+            slow.discard()
+            left = {"unfinished.json", "images.parquet", shard_name(0, writer=quick.writer)}
+            assert files(Path(config.output)) == left
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        two_jobs()
+    assert files(Path(config.output)) == {"unfinished.json"}
 
 
 def test_a_damaged_dataset_is_not_replaced_blindly(config: PreprocessConfig) -> None:

@@ -51,7 +51,7 @@ def test_every_group_is_planned_exactly_once_in_shards_of_bounded_size_and_one_f
     sizes: list[tuple[int, int, str]], shard_mb: int, random: object
 ) -> None:
     table = probed(sizes)
-    shards = plan_shards(table, side_px=64, shard_mb=shard_mb, generation="a")
+    shards = plan_shards(table, side_px=64, shard_mb=shard_mb, writer="a")
     planned: dict[str, list[int]] = {row["image_id"]: [] for row in table.to_pylist()}
     for shard in shards.to_pylist():
         headers = [header_of(piece) for piece in shard["pieces"]]
@@ -67,7 +67,7 @@ def test_every_group_is_planned_exactly_once_in_shards_of_bounded_size_and_one_f
         assert planned[row["image_id"]] == list(range(whole))
     mixed = list(range(table.num_rows))
     random.shuffle(mixed)
-    again = plan_shards(table.take(mixed), side_px=64, shard_mb=shard_mb, generation="a")
+    again = plan_shards(table.take(mixed), side_px=64, shard_mb=shard_mb, writer="a")
     assert again.equals(shards)
 
 
@@ -111,7 +111,7 @@ def test_a_source_that_changed_after_it_was_planned_is_damaged(tmp_path: Path) -
     uri = write_raster(tmp_path / "a.tif", noise(100, 100, 1))
     images = pa.table({"image_id": ["a"], "uri": [str(uri)]}, schema=SOURCES)
     found = probe_images(images, grouping=GROUPING, limits=LimitsConfig())
-    shards = plan_shards(found, side_px=64, shard_mb=1, generation="a")
+    shards = plan_shards(found, side_px=64, shard_mb=1, writer="a")
     write_raster(tmp_path / "a.tif", noise(90, 100, 1))
     (row,) = store_shards(
         shards,
