@@ -6,6 +6,8 @@ from typing import Literal
 
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.callback import RayTrainCallback
 
 from jobs import worker
 from jobs.cluster import require_cpus, require_gpus
@@ -38,6 +40,21 @@ def require_workers(config: WorkersConfig) -> None:
         require_gpus(config.num_workers)
 
 
+class Trainer(TorchTrainer):
+    """Ray's trainer, less a watcher that cannot work on a local Ray.
+
+    The watcher frees the CPUs of a dead controller. It asks the dashboard, which a local Ray does
+    not have, and would hold up the end of every training by 12 s; a local Ray ends with its driver
+    anyway.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks = super()._create_default_callbacks()
+        if os.environ.get("RAY_ADDRESS"):
+            return callbacks
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+
 def fit(
     assignment: Assignment, *, config: WorkersConfig, name: str, storage_path: str
 ) -> ray.train.Checkpoint:
@@ -47,7 +64,9 @@ def fit(
     """
     # workers read the dataset by absolute place; changing folders would only hide mistakes
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    trainer = TorchTrainer(
+    # a checkpoint counts once the controller has looked: not only every two seconds
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    trainer = Trainer(
         worker.run,
         train_loop_config={"assignment": assignment},
         scaling_config=ray.train.ScalingConfig(
