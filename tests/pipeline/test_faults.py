@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
@@ -140,6 +141,7 @@ def test_a_read_that_the_store_breaks_off_is_told_with_its_cause_and_its_window(
 ) -> None:
     Image.fromarray(noise(800, 800, 3)).save(tmp_path / f"a{suffix}")
     s3.put_file(str(tmp_path / f"a{suffix}"), f"scans/a{suffix}")
+    s3.copy(f"scans/a{suffix}", f"scans/b{suffix}")
     top = Window(top_px=0, left_px=0, height_px=10, width_px=800)
     bottom = Window(top_px=790, left_px=0, height_px=10, width_px=800)
     fetch, broken = s3fs.core.S3File._fetch_range, []
@@ -158,6 +160,14 @@ def test_a_read_that_the_store_breaks_off_is_told_with_its_cause_and_its_window(
         with pytest.raises(SourceError, match="reset by the store") as caught:
             image.read(bottom)
     assert caught.value.window == bottom
+    broken.clear()
+    # and what a decoder made of a read that ended short is never taken for pixels
+    with (
+        pytest.raises(SourceError, match="broken off"),
+        open_image(f"s3://scans/b{suffix}") as image,
+    ):
+        monkeypatch.setattr(image, "_remote", Mock(failure=ConnectionError("broken off")))
+        image.read(top)
     fault = fault_of(caught.value, uri=f"s3://scans/a{suffix}")
     assert fault == f"s3://scans/a{suffix}: reset by the store"
     s3fs.S3FileSystem.clear_instance_cache()

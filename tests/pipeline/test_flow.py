@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import rasterio
 from pyarrow import parquet
@@ -272,3 +273,21 @@ def test_other_settings_that_cannot_be_are_refused() -> None:
         SplitConfig(train=0.5)
     with pytest.raises(ValueError, match=r"leave_out 'glas' is unknown"):
         BackgroundConfig(leave_out=("glas",))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_ray_hands_every_task_to_its_stage_whole() -> None:
+    tasks = [pa.table({"shard": [f"{task}"] * rows}) for task, rows in enumerate([1, 3, 1, 40])]
+    given = [found.to_pydict() for found in on_ray(_rows_together, tasks)]
+    assert sorted((each["shard"][0], each["rows"][0]) for each in given) == [
+        ("0", 1),
+        ("1", 3),
+        ("2", 1),
+        ("3", 40),
+    ]
+
+
+def _rows_together(table: pa.Table) -> pa.Table:
+    """How many rows a stage was called with."""
+    return pa.table({"shard": table["shard"][:1], "rows": [table.num_rows]})
