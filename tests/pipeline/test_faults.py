@@ -162,12 +162,10 @@ def test_a_read_that_the_store_breaks_off_is_told_with_its_cause_and_its_window(
     assert caught.value.window == bottom
     broken.clear()
     # and what a decoder made of a read that ended short is never taken for pixels
-    with (
-        pytest.raises(SourceError, match="broken off"),
-        open_image(f"s3://scans/b{suffix}") as image,
-    ):
+    with open_image(f"s3://scans/b{suffix}") as image:
         monkeypatch.setattr(image, "_remote", Mock(failure=ConnectionError("broken off")))
-        image.read(top)
+        with pytest.raises(SourceError, match="broken off"):
+            image.read(top)
     fault = fault_of(caught.value, uri=f"s3://scans/a{suffix}")
     assert fault == f"s3://scans/a{suffix}: reset by the store"
     s3fs.S3FileSystem.clear_instance_cache()
