@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,27 +139,15 @@ class Run:
 
     def log_json(self, value: Any, file: str) -> None:
         """Any JSON-able value as an artifact."""
-        self.log_text(json.dumps(value, indent=2) + "\n", file)
-
-    def log_text(self, text: str, file: str) -> None:
-        """A text as an artifact."""
         import mlflow
 
-        mlflow.MlflowClient().log_text(self.run_id, text, file)
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """A file as an artifact."""
-        import mlflow
-
-        mlflow.MlflowClient().log_artifact(self.run_id, str(path), folder)
+        mlflow.MlflowClient().log_text(self.run_id, json.dumps(value, indent=2) + "\n", file)
 
     def log_figure(self, figure: "Figure", file: str) -> None:
         """A matplotlib figure as a picture."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(file).name
-            figure.savefig(path)
-            parent = str(Path(file).parent)
-            self.log_file(path, None if parent == "." else parent)
+        import mlflow
+
+        mlflow.MlflowClient().log_figure(self.run_id, figure, file)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Short facts to search runs by."""
