@@ -1,4 +1,4 @@
-"""Make two labelled 6400 x 6400 px BigTIFFs to measure with: `python -m tests.large_image FOLDER`."""
+"""Two labelled 6400 x 6400 px BigTIFFs to measure with: `python -m tests.large_image FOLDER`."""
 
 import sys
 from pathlib import Path

@@ -52,7 +52,7 @@ def test_more_workers_than_cpus_are_refused_with_the_number_that_fits():
         "4 workers of 1 CPU were asked for, but the cluster has 2 CPUs: "
         "set workers.num_workers=2 or join a larger cluster"
     )
-    with pytest.raises(UserError, match="set workers.device=cpu"):
+    with pytest.raises(UserError, match=r"set workers\.device=cpu"):
         cluster.require_gpus(1)
 
 
