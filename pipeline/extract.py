@@ -7,20 +7,7 @@ import pyarrow as pa
 
 from pipeline.grid import Grid
 from pipeline.readers.protocol import ImageReader, SourceError
-from pipeline.schema import tensor_column
-
-ADDRESSES = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("group", pa.int32()),
-        ("row", pa.int32()),
-        ("column", pa.int32()),
-        ("top_px", pa.int64()),
-        ("left_px", pa.int64()),
-        ("valid_height_px", pa.int32()),
-        ("valid_width_px", pa.int32()),
-    ]
-)
+from pipeline.schema import ADDRESSES, tensor_column
 
 
 def addresses(image_id: str, *, grid: Grid, first: int, count: int) -> pa.Table:

@@ -60,6 +60,18 @@ IMAGES = pa.schema(
         ("sha256", pa.string()),  # of its groups' hashes in order
     ]
 )
+ADDRESSES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("group", pa.int32()),
+        ("row", pa.int32()),
+        ("column", pa.int32()),
+        ("top_px", pa.int64()),
+        ("left_px", pa.int64()),
+        ("valid_height_px", pa.int32()),
+        ("valid_width_px", pa.int32()),
+    ]
+)
 QUARANTINE = pa.schema(
     [
         ("image_id", pa.string()),
@@ -90,16 +102,9 @@ def group_schema(*, side_px: int, bands: int, dtype: str) -> pa.Schema:
     element = pa.from_numpy_dtype(np.dtype(dtype))
     return pa.schema(
         [
-            ("image_id", pa.string()),
-            ("group", pa.int32()),
-            ("row", pa.int32()),
-            ("column", pa.int32()),
-            ("top_px", pa.int64()),
-            ("left_px", pa.int64()),
-            ("valid_height_px", pa.int32()),
-            ("valid_width_px", pa.int32()),
-            ("crc32", pa.uint32()),  # of the pixels' bytes
-            ("pixels", pa.fixed_shape_tensor(element, [side_px, side_px, bands])),
+            *ADDRESSES,
+            pa.field("crc32", pa.uint32()),  # of the pixels' bytes
+            pa.field("pixels", pa.fixed_shape_tensor(element, [side_px, side_px, bands])),
         ]
     )
 

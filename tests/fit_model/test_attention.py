@@ -1,3 +1,5 @@
+"""Fused attention is the reference, forward and backward, also where nothing may be seen."""
+
 import math
 
 import pytest

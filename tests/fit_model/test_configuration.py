@@ -1,3 +1,5 @@
+"""Configurations survive JSON, and refuse what is unknown or of another type."""
+
 import json
 from dataclasses import replace
 

@@ -1,3 +1,5 @@
+"""Which parameters decay, and how the learning rate goes."""
+
 import math
 
 import pytest

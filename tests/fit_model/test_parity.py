@@ -1,3 +1,5 @@
+"""Golden files decide by themselves whether this code agrees with the official one."""
+
 import json
 
 import numpy as np

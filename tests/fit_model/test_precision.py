@@ -1,3 +1,5 @@
+"""bfloat16 stays near float32, and recomputation changes no number."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Pixels become patches in the official order; what is missing becomes zero."""
+
 import math
 
 import numpy as np

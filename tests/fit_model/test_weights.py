@@ -1,3 +1,5 @@
+"""A saved model loads to the same outputs; a damaged or foreign folder is refused."""
+
 import json
 
 import pytest
