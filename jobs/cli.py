@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from jobs import models
+from jobs.errors import UserError
 from jobs.runner import exit_codes, run_config, run_entry, split_arguments
 
 __all__ = ["app", "main", "run_entry"]
@@ -84,6 +85,24 @@ def evaluate(settings: Settings = None, debug: Debug = False) -> None:
 def demo(settings: Settings = None, debug: Debug = False) -> None:
     """Run the whole road on a small dataset."""
     run_job("demo", settings, debug=debug)
+
+
+@app.command(name="settings")
+def settings_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="preprocess, train, evaluate, demo.")],
+    debug: Debug = False,
+) -> None:
+    """Every setting of a job with its default.
+
+    Example  farreach settings train
+    """
+    with exit_codes("settings", debug=debug):
+        if name not in CONFIG_CLASSES:
+            raise UserError(f"no job '{name}' has settings; there are: {', '.join(CONFIG_CLASSES)}")
+        describe = import_module("jobs.settings").describe
+        config_class = getattr(import_module(f"jobs.{name}"), CONFIG_CLASSES[name])
+        for key, default in describe(config_class):
+            print(f"{key:40} {default}")
 
 
 @app.command(help=module_help("doctor"))

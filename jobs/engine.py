@@ -85,6 +85,9 @@ def build_engine(
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
+    # An operator for collectives of inference that DeepSpeed would compile for a minute, and whose
+    # lock, left by a killed process, would hold up every later training without a word.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     adamw = torch.optim.AdamW(
         parameter_groups(model, weight_decay=optimizer.weight_decay),
         lr=optimizer.lr,

@@ -38,14 +38,14 @@ def list_(
         if not found:
             print("no models yet: `farreach train CONFIG.yaml` makes one")
             return
-        table = Table("model", "version", "aliases", "metrics", "dataset", "made", box=None)
+        table = Table("model", "version", "aliases", "scores", "dataset", "made", box=None)
         for each in found:
             table.add_row(
                 each.name,
                 str(each.version),
                 ", ".join(each.aliases),
                 metrics_of(each.metrics),
-                each.tags.get("dataset_digest", "")[:12],
+                each.tags.get("dataset_digest", "").removeprefix("sha256:")[:12],
                 when(each.created_ms),
             )
         Console().print(table)
@@ -68,7 +68,7 @@ def show(model: Address, debug: Debug = False) -> None:
             "aliases": ", ".join(found.aliases) or "(none)",
             "made": when(found.created_ms),
             "run": found.run_id,
-            "metrics": metrics_of(found.metrics),
+            "scores": metrics_of(found.metrics),
             **found.tags,
         }.items():
             table.add_row(name, value)
@@ -109,8 +109,13 @@ def pull(
 
 
 def metrics_of(metrics: dict[str, float]) -> str:
-    """Numbers in one cell."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+    """Scores in one cell; what training cost stands in the card and in the run."""
+    scores = {
+        name: value
+        for name, value in sorted(metrics.items())
+        if not name.startswith(("system/", "final/"))
+    }
+    return "\n".join(f"{name} {value:.4g}" for name, value in scores.items()) or "(not evaluated)"
 
 
 def when(milliseconds: int) -> str:

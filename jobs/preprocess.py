@@ -12,13 +12,18 @@ Again    a finished output is refused unless if_exists=replace; an unfinished on
 Example  farreach preprocess sources=scans output=dataset grouping.group_side_px=512
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.cluster import connect, require_lasting
 from pipeline.config import PreprocessConfig
-from pipeline.flow import PreprocessReport, preprocess
+from pipeline.dataset import open_dataset
+from pipeline.flow import PreprocessReport, Stage, on_ray, preprocess
 
 __all__ = ["PreprocessConfig", "main"]
 
@@ -29,13 +34,23 @@ def main(config: PreprocessConfig) -> PreprocessReport:
     """Make the dataset; its dataset.json is written last, or is missing."""
     require_lasting(output=config.output)
     console = Console(soft_wrap=True)
-    with connect(), _bar(console) as bar:
+    with ExitStack() as held:
+        bar = _bar(console)
         task = bar.add_task("reading headers", total=None)
+
+        def on_workers(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+            # only now: mistakes in places and labels are told without waiting for Ray
+            if not bar.live.is_started:
+                held.enter_context(connect())
+                held.enter_context(bar)
+            return on_ray(stage, tasks)
+
         report = preprocess(
             config,
             progress=lambda done, total: bar.update(
                 task, description="storing groups", completed=done, total=total
             ),
+            run_stage=on_workers,
         )
     _say(report, console)
     return report
@@ -65,6 +80,8 @@ def _say(report: PreprocessReport, console: Console) -> None:
         more = len(report.quarantined) - QUARANTINE_LINES
         if more > 0:
             console.print(f"  and {more} more, in {escape(report.output)}/quarantine*.parquet")
+    splits = open_dataset(report.output).info.splits.items()
+    console.print("splits: " + ", ".join(f"{name} {count}" for name, count in splits))
     console.print(f"wrote {escape(report.output)}  ({report.digest})", highlight=False)
     console.print(
         f"next: farreach train CONFIG.yaml dataset={escape(report.output)}", highlight=False

@@ -104,10 +104,11 @@ class _Builder:
                 raise ValueError(self._no_setting((*place, str(key)), fields))
         missing = [name for name, field in fields.items() if name not in value and _needed(field)]
         if missing:
-            names = ", ".join(_quoted((*place, name)) for name in missing)
+            wanted = [each for name in missing for each in _wanted(hints[name], (*place, name))]
+            names = ", ".join(map(_quoted, wanted))
             raise ValueError(
                 f"setting {names} is missing"
-                if len(missing) == 1
+                if len(wanted) == 1
                 else f"settings {names} are missing"
             )
         values = {key: self.build(hints[key], each, (*place, key)) for key, each in value.items()}
@@ -117,8 +118,8 @@ class _Builder:
         wanted = ".".join(place)
         known = sorted({*_names(self.root, ())} - {wanted})
         near = difflib.get_close_matches(place[-1], list(fields), n=1, cutoff=0.6)
-        close = [".".join((*place[:-1], name)) for name in near] or [
-            name for name in known if name.rpartition(".")[2] == place[-1]
+        close = [name for name in known if name.rpartition(".")[2] == place[-1]] or [
+            ".".join((*place[:-1], name)) for name in near
         ]
         close = close or difflib.get_close_matches(wanted, known, n=1, cutoff=0.8)
         if close:
@@ -132,6 +133,34 @@ def _quoted(place: tuple[str, ...]) -> str:
 
 def _needed(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _wanted(annotation: Any, place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """What must be given for a missing setting: itself, or the keys below it without a default."""
+    if not dataclasses.is_dataclass(annotation):
+        yield place
+        return
+    hints = typing.get_type_hints(annotation)
+    for field in filter(_needed, dataclasses.fields(annotation)):
+        yield from _wanted(hints[field.name], (*place, field.name))
+
+
+def describe(config_class: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Every setting below a config class and its default, or "required", in order."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        below = (*place, field.name)
+        kinds = _dataclasses_of(hints[field.name])
+        for each in kinds:
+            yield from describe(each, below)
+        if not kinds:
+            yield ".".join(below), "required" if _needed(field) else _default(field)
+
+
+def _default(field: dataclasses.Field) -> str:
+    made = field.default_factory
+    value = field.default if made is dataclasses.MISSING else made()
+    return json.dumps(value, default=str)
 
 
 def _dataclasses_of(annotation: Any) -> list[Any]:

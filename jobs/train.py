@@ -109,6 +109,7 @@ def main(config: TrainConfig) -> TrainResult:
     )
     if labelled.without_groups:
         console.print(f"{labelled.without_groups} images hold only background and are left out")
+    console.print("starting Ray and the workers: this takes a moment")
     with connect():
         require_workers(config.workers)
         with open_run(
