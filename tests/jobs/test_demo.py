@@ -14,7 +14,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.ray
-def test_a_small_demo_runs_the_whole_road_and_says_what_to_type_next(tmp_path):
+def test_a_small_demo_runs_the_whole_road_and_says_what_to_type_next(tmp_path, tmp_path_factory):
+    compiled = tmp_path_factory.mktemp("compiled")
     environment = {
         name: each for name, each in os.environ.items() if not name.startswith(("RAY_", "MLFLOW"))
     }
@@ -24,7 +25,9 @@ def test_a_small_demo_runs_the_whole_road_and_says_what_to_type_next(tmp_path):
             *("scenes.training_scenes=32", "scenes.heldout_scenes=6"),
         ],
         cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env=environment
+        | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        | {"TORCH_EXTENSIONS_DIR": str(compiled)},
         capture_output=True,
         text=True,
         timeout=280,
@@ -37,6 +40,8 @@ def test_a_small_demo_runs_the_whole_road_and_says_what_to_type_next(tmp_path):
     assert (tmp_path / "small" / "mlflow.db").stat().st_size > 0
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
     assert "Traceback" not in done.stderr
+    # what is compiled at first use takes minutes, and a kill in the middle locks out all others
+    assert not list(compiled.rglob("*"))
 
 
 def test_a_folder_that_no_demo_made_is_refused_and_left_alone(tmp_path):

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from jobs.errors import UserError
-from jobs.settings import load, to_dict, to_flat_dict
+from jobs.settings import describe, load, to_dict, to_flat_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,3 +192,29 @@ def test_settings_come_from_the_command_line_alone():
     assert load(Stage, None, ["name=x"]) == Stage(name="x")
     with pytest.raises(UserError, match=r"command line: setting 'name' is missing"):
         load(Stage, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    side_px: int
+    share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    tiling: Tiling
+    names: tuple[str, ...] = ("a",)
+
+
+def test_what_is_described_is_what_can_be_set_with_its_default():
+    described = {"tiling.side_px": "required", "tiling.share": "0.5", "names": '["a"]'}
+    assert dict(describe(Job)) == described
+    job = load(Job, None, ["tiling.side_px=3", *(f"{k}={described[k]}" for k in ("names",))])
+    assert job == Job(tiling=Tiling(side_px=3))
+
+
+def test_a_missing_setting_and_a_misplaced_one_are_named_in_full():
+    with pytest.raises(UserError, match=r"setting 'tiling\.side_px' is missing"):
+        load(Job, None)
+    with pytest.raises(UserError, match=r"did you mean 'tiling\.share'"):
+        load(Job, None, ["share=1"])
