@@ -1,8 +1,10 @@
 """A model's outputs for many images: Ray Data hands image numbers to workers."""
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,37 +21,52 @@ from jobs.workers import WorkersConfig
 from pipeline.dataset import ImageRecord, open_dataset
 
 
-class Predictor:
-    """One worker of the batch job.
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What every worker of the batch job needs, kept once in Ray's object store."""
 
-    Takes    number: int64, which of the records
+    model: Model
+    dataset: str
+    records: tuple[ImageRecord, ...]
+    device: Literal["cpu", "gpu"]
+    threads: int
+
+
+class Predictor:
+    """A model and a dataset, opened and ready."""
+
+    def __init__(self, held: Held) -> None:
+        torch.set_num_threads(held.threads)
+        self.device = "cuda" if held.device == "gpu" else "cpu"
+        self.model = held.model.to(self.device).eval()
+        self.dataset = open_dataset(held.dataset)
+        self.records = held.records
+
+    def outputs(self, numbers: Sequence[int]) -> list[list[float]]:
+        """The model's raw outputs for these of the records, a row each."""
+        groups = collate([read_groups(self.dataset, self.records[number]) for number in numbers])
+        with torch.inference_mode():
+            return self.model(groups.to(self.device)).double().cpu().tolist()
+
+
+@lru_cache(maxsize=1)
+def _predictor(held: ray.ObjectRef) -> Predictor:
+    """One a process: Ray runs task after task in it."""
+    return Predictor(ray.get(held))
+
+
+def predict_batch(batch: pa.Table, *, held: list[ray.ObjectRef]) -> pa.Table:
+    """The one stage of the batch job.
+
+    Takes    number: int64, which of the records; held: where the Held lies, in a list, because Ray
+             would put its content in the place of a bare reference
     Gives    number, and outputs: list<double>, the model's raw outputs for the image
-    Runs as  an actor: the model is loaded once
+    Runs as  a task, repeated elsewhere if its node is lost; the model is loaded once a process
     Memory   the model, and the pixels and activations of one batch of images
     Fails    on a group whose checksum is wrong, naming the image
     """
-
-    def __init__(
-        self,
-        load: Callable[[], tuple[Model, Sequence[ImageRecord]]],
-        dataset: str,
-        *,
-        device: str,
-        threads: int,
-    ) -> None:
-        torch.set_num_threads(threads)
-        model, self.records = load()
-        self.device = "cuda" if device == "gpu" else "cpu"
-        self.model = model.to(self.device).eval()
-        self.dataset = open_dataset(dataset)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """The batch with the outputs beside the numbers."""
-        chosen = [self.records[number] for number in batch["number"].to_pylist()]
-        groups = collate([read_groups(self.dataset, record) for record in chosen])
-        with torch.inference_mode():
-            outputs = self.model(groups.to(self.device)).double().cpu()
-        return batch.append_column("outputs", pa.array(outputs.tolist()))
+    outputs = _predictor(held[0]).outputs(batch["number"].to_pylist())
+    return batch.append_column("outputs", pa.array(outputs, pa.list_(pa.float64())))
 
 
 def predict(
@@ -68,20 +85,26 @@ def predict(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     numbers = pa.table({"number": np.arange(len(records))})
-    # a block a batch: repartitioning would need a CPU that the workers already hold
     blocks = [
         numbers.slice(start, images_per_batch) for start in range(0, len(records), images_per_batch)
     ]
-    held = ray.put((model, tuple(records)))
+    held = Held(
+        model=model,
+        dataset=dataset,
+        records=tuple(records),
+        device=config.device,
+        threads=config.cpus_per_worker,
+    )
     rows = ray.data.from_arrow(blocks).map_batches(
-        Predictor,
-        fn_constructor_args=(partial(ray.get, held), dataset),
-        fn_constructor_kwargs={"device": config.device, "threads": config.cpus_per_worker},
-        batch_size=images_per_batch,
+        predict_batch,
+        fn_kwargs={"held": [ray.put(held)]},
+        batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=config.num_workers),
+        compute=ray.data.TaskPoolStrategy(size=config.num_workers),
         num_cpus=config.cpus_per_worker,
         num_gpus=1 if config.device == "gpu" else None,
+        # Ray would end a process after one task on a GPU, and with it the loaded model
+        max_calls=0 if config.device == "gpu" else None,
     )
     outputs: dict[int, list[float]] = {}
     for row in track(rows.iter_rows(), description="predict", total=len(records), console=console):
