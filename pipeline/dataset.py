@@ -6,7 +6,6 @@ image's record batches lie, and the format says what is in them.
 """
 
 import hashlib
-import io
 import re
 import threading
 import zlib
@@ -181,4 +180,5 @@ class Dataset:
         content = self.place.child(table["name"]).read_bytes()
         if hashlib.sha256(content).hexdigest() != table["sha256"]:
             raise ValueError(f"{self.place}: {table['name']} is damaged; preprocess again")
-        return parquet.read_table(io.BytesIO(content))
+        # not read_table: its threads hold Python objects, and abort a process that ends meanwhile
+        return parquet.ParquetFile(pa.BufferReader(content)).read()

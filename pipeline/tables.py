@@ -23,7 +23,7 @@ def read_table(place: Location, *, text_columns: tuple[str, ...]) -> pa.Table:
     try:
         with place.reader() as source:
             if place.path.lower().endswith(".parquet"):
-                table = parquet.read_table(source)
+                table = parquet.ParquetFile(pa.BufferReader(source.read())).read()
             else:
                 table = csv.read_csv(
                     source,
