@@ -12,17 +12,21 @@ writes; without global layers it does not read either.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import nn
 
 from fit_model import checks
-from fit_model.attention.operators import OPERATORS
-from fit_model.layers import CrossLayer, Positions, SelfLayer
+from fit_model.attention.operators import CAUSAL_OPERATORS, OPERATORS
+from fit_model.layers import KEY_NORMS, CrossLayer, FeedForwardLayer, SelfLayer
 from fit_model.layout import ImageLayout
-from fit_model.recompute import CHECKPOINTING, Run
-from fit_model.shapes import DataTokens, Latents, ValidTokens
+from fit_model.moves import Across, Condition, Local, Read, Skip, Write, WriteFromBefore
+from fit_model.recompute import CHECKPOINTING
+from fit_model.shapes import Context, DataTokens, Latents, ValidTokens
+
+Flow = Literal["open", "conditioned", "causal"]
+"""Who sees whom. "open": the encoder. "conditioned": latents also read a context, after the data.
+"causal": no token sees a later one, and groups read the latents of the group before them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,12 @@ class TrunkConfig:
     """Inside feed-forwards."""
     drop_path: float = 0.0
     """Of both residuals of a layer, the same in every layer."""
+    local_mixing: Literal["attention", "none"] = "attention"
+    """"none" leaves local layers their feed-forward only, as in RIN."""
+    after_exchange: Literal["nothing", "feed_forward"] = "nothing"
+    """What follows a read and a write."""
+    key_norm: Literal["layer_norm", "none"] = "layer_norm"
+    """Of what is read in a read and a write."""
     checkpointing: Literal["none", "layer"] = "none"
     """"layer" keeps only the inputs of layers for the backward pass and computes them again."""
 
@@ -94,6 +104,9 @@ class TrunkConfig:
         checks.rate(dropout=self.dropout, drop_path=self.drop_path)
         checks.one_of(OPERATORS, local_operator=self.local_operator)
         checks.one_of(OPERATORS, global_operator=self.global_operator)
+        checks.one_of(("attention", "none"), local_mixing=self.local_mixing)
+        checks.one_of(("nothing", "feed_forward"), after_exchange=self.after_exchange)
+        checks.one_of(KEY_NORMS, key_norm=self.key_norm)
         checks.one_of(CHECKPOINTING, checkpointing=self.checkpointing)
 
     @property
@@ -102,94 +115,76 @@ class TrunkConfig:
         return parse_layers(self.layers)
 
 
-class Stack(nn.Module):
-    """Self layers one after another."""
-
-    def __init__(self, layers: list[SelfLayer], *, run: Run) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.run = run
-
-    def through(
-        self, x: Positions, may_attend: Bool[Tensor, "#b 1 #n n"] | None = None
-    ) -> Positions:
-        """The positions after all layers."""
-        for layer in self.layers:
-            x = self.run(layer, x, may_attend)
-        return x
-
-
-class Local(Stack):
-    """Local layers: the data tokens of each group see each other, and nobody else."""
-
-    def forward(self, tokens: DataTokens, valid: ValidTokens | None = None) -> DataTokens:
-        """Tokens after all layers; tokens that are not valid are seen by nobody."""
-        return self.through(tokens, keys_alone(valid))
-
-
-class Across(Stack):
-    """Global layers: all latents of an image see each other."""
-
-    def forward(self, latents: Latents, images: ImageLayout) -> Latents:
-        """Latents after all layers, with the reach that `images.may_attend` grants."""
-        return images.split(self.through(images.join(latents), images.may_attend))
-
-
-class Exchange(nn.Module):
-    """Read or write: one stream of each group asks the other stream of the same group."""
-
-    def __init__(self, layer: CrossLayer, *, run: Run) -> None:
-        super().__init__()
-        self.layer = layer
-        self.run = run
-
-    def forward(
-        self,
-        asking: Positions,
-        offering: Float[Tensor, "b k c"],
-        valid: Bool[Tensor, "b k"] | None = None,
-    ) -> Positions:
-        """`asking` after it has read those of `offering` that are valid."""
-        return self.run(self.layer, asking, offering, keys_alone(valid))
-
-
-class Skip(nn.Module):
-    """A move that the layer string leaves out: the first input comes back as it is."""
-
-    def forward(self, kept: Positions, *unused: object) -> Positions:
-        """`kept`."""
-        return kept
-
-
-def keys_alone(valid: ValidTokens | None) -> Bool[Tensor, "g 1 1 n"] | None:
-    """The attention mask that hides what is not valid from every query."""
-    return None if valid is None else valid[:, None, None, :]
-
-
 class Block(nn.Module):
-    """The four moves of one block: local, read, across, write."""
+    """The moves of one block: local, read, condition, across, write."""
 
-    def __init__(self, config: TrunkConfig, plan: BlockPlan, *, writes: bool) -> None:
+    def __init__(self, config: TrunkConfig, plan: BlockPlan, *, flow: Flow, writes: bool) -> None:
         super().__init__()
         run = CHECKPOINTING[config.checkpointing]
-        local = [self_layer(config, stream="local") for _ in range(plan.num_local)]
-        across = [self_layer(config, stream="global") for _ in range(plan.num_across)]
-        reading = {"query_width": config.latent_width, "key_width": config.width}
-        writing = {"query_width": config.width, "key_width": config.latent_width}
-        heads = min(config.heads, config.latent_heads)
+        local = [local_layer(config, flow=flow) for _ in range(plan.num_local)]
+        across = [global_layer(config) for _ in range(plan.num_across)]
+        make_write = WriteFromBefore if flow == "causal" else Write
+        conditioned = across and flow == "conditioned"
         self.local = Local(local, run=run) if local else Skip()
-        self.read = Exchange(CrossLayer(**reading, heads=heads), run=run) if across else Skip()
+        self.read = Read(**reading(config), run=run) if across else Skip()
+        self.condition = Condition(condition_layer(config), run=run) if conditioned else Skip()
         self.across = Across(across, run=run) if across else Skip()
-        self.write = Exchange(CrossLayer(**writing, heads=heads), run=run) if writes else Skip()
+        self.write = make_write(**writing(config), run=run) if writes else Skip()
 
 
-def self_layer(config: TrunkConfig, *, stream: Literal["local", "global"]) -> SelfLayer:
-    """A layer of the data stream or of the latent stream."""
-    local = stream == "local"
+def reading(config: TrunkConfig) -> dict[str, Any]:
+    """The layers of a read."""
+    return exchange_layers(config, query_width=config.latent_width, key_width=config.width)
+
+
+def writing(config: TrunkConfig) -> dict[str, Any]:
+    """The layers of a write."""
+    return exchange_layers(config, query_width=config.width, key_width=config.latent_width)
+
+
+def exchange_layers(config: TrunkConfig, *, query_width: int, key_width: int) -> dict[str, Any]:
+    """The attention between the streams, and the feed-forward that may follow it."""
+    heads = min(config.heads, config.latent_heads)
+    followed = config.after_exchange == "feed_forward"
+    return {
+        "layer": CrossLayer(
+            query_width=query_width, key_width=key_width, heads=heads, key_norm=config.key_norm
+        ),
+        "after": FeedForwardLayer(
+            width=query_width, mlp_ratio=config.mlp_ratio, dropout=config.dropout, drop_path=0.0
+        )
+        if followed
+        else None,
+    }
+
+
+def condition_layer(config: TrunkConfig) -> CrossLayer:
+    """The attention from latents to their image's context."""
+    width = config.latent_width
+    return CrossLayer(query_width=width, key_width=width, heads=config.latent_heads)
+
+
+def local_layer(config: TrunkConfig, *, flow: Flow) -> SelfLayer | FeedForwardLayer:
+    """A layer of the data stream."""
+    rates = {"dropout": config.dropout, "drop_path": config.drop_path}
+    if config.local_mixing == "none":
+        return FeedForwardLayer(width=config.width, mlp_ratio=config.mlp_ratio, **rates)
+    operators = CAUSAL_OPERATORS if flow == "causal" else OPERATORS
     return SelfLayer(
-        width=config.width if local else config.latent_width,
-        heads=config.heads if local else config.latent_heads,
-        operator=config.local_operator if local else config.global_operator,
+        width=config.width,
+        heads=config.heads,
+        attend=operators[config.local_operator],
+        mlp_ratio=config.mlp_ratio,
+        **rates,
+    )
+
+
+def global_layer(config: TrunkConfig) -> SelfLayer:
+    """A layer of the latent stream."""
+    return SelfLayer(
+        width=config.latent_width,
+        heads=config.latent_heads,
+        attend=OPERATORS[config.global_operator],
         mlp_ratio=config.mlp_ratio,
         dropout=config.dropout,
         drop_path=config.drop_path,
@@ -212,10 +207,10 @@ class Trunk(nn.Module):
         a read or a write 2a (M e + L d + L m).
     """
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(self, config: TrunkConfig, *, flow: Flow = "open") -> None:
         super().__init__()
         plans = config.blocks
-        blocks = [Block(config, plan, writes=plan is not plans[-1]) for plan in plans]
+        blocks = [Block(config, plan, flow=flow, writes=plan is not plans[-1]) for plan in plans]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
 
     def forward(
@@ -225,11 +220,13 @@ class Trunk(nn.Module):
         *,
         images: ImageLayout,
         valid: ValidTokens | None = None,
+        context: Context | None = None,
     ) -> Streams:
         """Both streams after all blocks; what is not valid changes nothing but itself."""
         for block in self.blocks:
             tokens = block.local(tokens, valid)  # [g n d] each group on its own
             latents = block.read(latents, tokens, valid)  # [g m e] each reads its group
+            latents = block.condition(latents, images, context)  # [g m e] and what is asked for
             latents = block.across(latents, images)  # [g m e] all latents of an image meet
-            tokens = block.write(tokens, latents)  # [g n d] each reads its group
+            tokens = block.write(tokens, latents, images)  # [g n d] each reads its group
         return Streams(tokens=tokens, latents=latents)

@@ -10,23 +10,29 @@ arXiv:2305.12689.
 """
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fit_model.attention.operators import OPERATORS
+from fit_model.attention.operators import OPERATORS, Operator
 
 EPSILON = 1e-6
 
 Positions = Float[Tensor, "b n d"]
 MayAttend = Bool[Tensor, "#b #h #n k"]
+PerHead = Float[Tensor, "b h k w"]
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
     """LayerNorm with scale and bias, eps 1e-6."""
     return nn.LayerNorm(width, eps=EPSILON)
+
+
+KEY_NORMS: dict[str, Callable[[int], nn.Module]] = {"layer_norm": layer_norm, "none": nn.Identity}
 
 
 def dense(inputs: int, outputs: int, *, fans: int | None = None) -> nn.Linear:
@@ -57,12 +63,12 @@ class Heads(nn.Module):
     Keras' kernels have the axes (in, heads, head) and (heads, head, out), hence the fans.
     """
 
-    def __init__(self, *, query_width: int, key_width: int, heads: int, operator: str) -> None:
+    def __init__(self, *, query_width: int, key_width: int, heads: int, attend: Operator) -> None:
         super().__init__()
         head = min(query_width, key_width) // heads
         inner = heads * head
         self.heads = heads
-        self.attend = OPERATORS[operator]
+        self.attend = attend
         self.query = dense(query_width, inner, fans=query_width * (heads + head))
         self.key_value = dense(key_width, 2 * inner, fans=key_width * (heads + head))
         self.out = dense(inner, query_width, fans=heads * (head + query_width))
@@ -74,9 +80,20 @@ class Heads(nn.Module):
         may_attend: MayAttend | None = None,
     ) -> Positions:
         """Each position of `asking` reads all of `offering` that it may see."""
-        query = self.query(asking).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = self.keys_and_values(offering)
+        return self.mix(asking, key, value, may_attend)
+
+    def keys_and_values(self, offering: Float[Tensor, "b k c"]) -> tuple[PerHead, PerHead]:
+        """What `offering` is matched by and what it hands over, a head at a time."""
         pair = self.key_value(offering).unflatten(-1, (2, self.heads, -1))
         key, value = pair.permute(2, 0, 3, 1, 4).unbind(0)
+        return key, value
+
+    def mix(
+        self, asking: Positions, key: PerHead, value: PerHead, may_attend: MayAttend | None = None
+    ) -> Positions:
+        """Each position of `asking` reads all keys that it may see."""
+        query = self.query(asking).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         mixed = self.attend(query, key, value, may_attend=may_attend)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -111,14 +128,14 @@ class SelfLayer(nn.Module):
         width: int,
         heads: int,
         mlp_ratio: int,
-        operator: str,
+        attend: Operator,
         dropout: float,
         drop_path: float,
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
         self.norm = layer_norm(width)
-        self.attention = Heads(query_width=width, key_width=width, heads=heads, operator=operator)
+        self.attention = Heads(query_width=width, key_width=width, heads=heads, attend=attend)
         self.feed_forward = FeedForward(width=width, mlp_ratio=mlp_ratio, dropout=dropout)
 
     def forward(self, x: Positions, may_attend: MayAttend | None = None) -> Positions:
@@ -131,19 +148,39 @@ class SelfLayer(nn.Module):
         return drop_path(residual, rate=self.drop_path, training=self.training)
 
 
+class FeedForwardLayer(nn.Module):
+    """Each position thinks alone: x <- x + feed-forward(x)."""
+
+    def __init__(self, *, width: int, mlp_ratio: int, dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.feed_forward = FeedForward(width=width, mlp_ratio=mlp_ratio, dropout=dropout)
+
+    def forward(self, x: Positions, may_attend: MayAttend | None = None) -> Positions:
+        """The positions with the residual added; who may see whom does not matter here."""
+        return x + drop_path(self.feed_forward(x), rate=self.drop_path, training=self.training)
+
+
 class CrossLayer(nn.Module):
     """FIT's read and write: one attention from one stream to the other, each with its own norm.
 
-    There is no feed-forward and no dropout here; the official code has neither.
+    There is no feed-forward and no dropout here; the official code has neither by default.
     Cost: 2 a (n d + k c) + 2 n k a multiply-adds a sequence, a the width of all heads together.
     """
 
-    def __init__(self, *, query_width: int, key_width: int, heads: int) -> None:
+    def __init__(
+        self,
+        *,
+        query_width: int,
+        key_width: int,
+        heads: int,
+        key_norm: Literal["layer_norm", "none"] = "layer_norm",
+    ) -> None:
         super().__init__()
         self.query_norm = layer_norm(query_width)
-        self.key_norm = layer_norm(key_width)
+        self.key_norm = KEY_NORMS[key_norm](key_width)
         self.attention = Heads(
-            query_width=query_width, key_width=key_width, heads=heads, operator="softmax"
+            query_width=query_width, key_width=key_width, heads=heads, attend=OPERATORS["softmax"]
         )
 
     def forward(

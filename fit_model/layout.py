@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 from fit_model.shapes import ImageSequences, Latents, PerGroup
 
@@ -69,6 +70,12 @@ class ImageLayout:
         places = self.num_images * self.groups_per_image
         latents = sequences.reshape(places, -1, sequences.shape[-1])
         return latents if self.place is None else latents.index_select(0, self.place)
+
+    def before(self, latents: Latents) -> Latents:
+        """For every group the latents of the group before it in its image; zeros for the first."""
+        sequences = self.join(latents)
+        shifted = functional.pad(sequences, (0, 0, latents.shape[1], 0))[:, : sequences.shape[1]]
+        return self.split(shifted)
 
     def total(self, per_group: Float[Tensor, "g d"]) -> Float[Tensor, "b d"]:
         """Sum over each image's groups, always in the same order."""

@@ -5,6 +5,7 @@
     n  data token (patch) of a group           h  attention head
     m  latent of a group                       s  latent of an image: its groups' latents in a row
     c  channels of a patch: patch_px^2 bands   k  what a head gives for an image
+    a  token of an image's context             v  level of a sub-pixel
 
 Inside an attention operator b counts whatever runs in parallel (groups in local layers, images in
 global ones), q and k count queries and keys, and d and e are the widths of one head.
@@ -16,6 +17,8 @@ from torch import Tensor
 Patches = Float[Tensor, "g n c"]
 DataTokens = Float[Tensor, "g n d"]
 Latents = Float[Tensor, "g m e"]
+Context = Float[Tensor, "b a e"]
+"""What an image is asked to be: a token of the noise level, one of the class."""
 ImageSequences = Float[Tensor, "b s e"]
 ValidTokens = Bool[Tensor, "g n"]
 """True for a token that shows at least one pixel of the image; None stands for all of them."""

@@ -4,15 +4,16 @@ All share one signature, `(query, key, value, *, may_attend=None)`, and the prom
 which may see nothing gives zeros. The first of them is the reference.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fit_model.attention.softmax import softmax
-from fit_model.attention.softmax_reference import softmax_reference
+from fit_model.attention.softmax import causal_softmax, softmax
+from fit_model.attention.softmax_reference import causal_softmax_reference, softmax_reference
 
 
+@runtime_checkable
 class Operator(Protocol):
     """What an attention operator is called with; shapes as in `softmax_reference`."""
 
@@ -31,3 +32,8 @@ OPERATORS: dict[str, Operator] = {
     "softmax_reference": softmax_reference,
     "softmax": softmax,
 }
+CAUSAL_OPERATORS: dict[str, Operator] = {
+    "softmax_reference": causal_softmax_reference,
+    "softmax": causal_softmax,
+}
+"""Those that have a form in which no position sees a later one, under the same names."""

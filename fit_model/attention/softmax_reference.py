@@ -45,3 +45,28 @@ def softmax_reference(
     scores = scores.masked_fill(~may_attend, torch.finfo(exact).min)
     weights = scores.softmax(-1).masked_fill(~may_attend, 0.0)
     return (weights @ value.to(exact)).to(value.dtype)
+
+
+def seen_by(
+    num_queries: int, num_keys: int, *, device: torch.device | None = None
+) -> Bool[Tensor, "1 1 {num_queries} {num_keys}"]:
+    """True where a query may see a key when it sees none after it: the last query sees all keys."""
+    every = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool, device=device)
+    return every.tril(num_keys - num_queries)
+
+
+def causal_softmax_reference(
+    query: Float[Tensor, "b h q d"],
+    key: Float[Tensor, "b h k d"],
+    value: Float[Tensor, "b h k e"],
+    *,
+    may_attend: Bool[Tensor, "#b #h #q k"] | None = None,
+) -> Float[Tensor, "b h q e"]:
+    """softmax_reference in which a position sees itself and what came before it.
+
+    Queries are the last of the positions that the keys belong to: with fewer queries than keys, as
+    in sampling, the last query still sees all keys.
+    """
+    past = seen_by(query.shape[2], key.shape[2], device=query.device)
+    seen = past if may_attend is None else may_attend & past
+    return softmax_reference(query, key, value, may_attend=seen)

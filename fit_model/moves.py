@@ -1,0 +1,119 @@
+"""What a block of FIT does, a module a move: local, read, condition, across, write.
+
+Every move calls its layers through `run`, plainly or so that they are recomputed for gradients.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fit_model.layers import CrossLayer, FeedForwardLayer, Positions, SelfLayer
+from fit_model.layout import ImageLayout
+from fit_model.recompute import Run
+from fit_model.shapes import Context, DataTokens, Latents, ValidTokens
+
+
+class Stack(nn.Module):
+    """Layers of one stream, one after another."""
+
+    def __init__(self, layers: Sequence[SelfLayer | FeedForwardLayer], *, run: Run) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.run = run
+
+    def through(
+        self, x: Positions, may_attend: Bool[Tensor, "#b 1 #n n"] | None = None
+    ) -> Positions:
+        """The positions after all layers."""
+        for layer in self.layers:
+            x = self.run(layer, x, may_attend)
+        return x
+
+
+class Local(Stack):
+    """Local layers: the data tokens of each group see each other, and nobody else."""
+
+    def forward(self, tokens: DataTokens, valid: ValidTokens | None = None) -> DataTokens:
+        """Tokens after all layers; tokens that are not valid are seen by nobody."""
+        return self.through(tokens, keys_alone(valid))
+
+
+class Across(Stack):
+    """Global layers: all latents of an image see each other."""
+
+    def forward(self, latents: Latents, images: ImageLayout) -> Latents:
+        """Latents after all layers, with the reach that `images.may_attend` grants."""
+        return images.split(self.through(images.join(latents), images.may_attend))
+
+
+class Exchange(nn.Module):
+    """One stream asks another; a feed-forward may follow."""
+
+    def __init__(self, layer: CrossLayer, *, after: FeedForwardLayer | None, run: Run) -> None:
+        super().__init__()
+        self.layer = layer
+        self.after = after
+        self.run = run
+
+    def exchange(
+        self,
+        asking: Positions,
+        offering: Float[Tensor, "b k c"],
+        valid: Bool[Tensor, "b k"] | None = None,
+    ) -> Positions:
+        """`asking` after it has read those of `offering` that are valid."""
+        asking = self.run(self.layer, asking, offering, keys_alone(valid))
+        return asking if self.after is None else self.run(self.after, asking)
+
+
+class Read(Exchange):
+    """The latents of a group ask its data tokens."""
+
+    def forward(
+        self, latents: Latents, tokens: DataTokens, valid: ValidTokens | None = None
+    ) -> Latents:
+        """Latents that have seen those tokens of their group that are valid."""
+        return self.exchange(latents, tokens, valid)
+
+
+class Write(Exchange):
+    """The data tokens of a group ask its latents."""
+
+    def forward(self, tokens: DataTokens, latents: Latents, images: ImageLayout) -> DataTokens:
+        """Tokens that have seen their group's latents."""
+        return self.exchange(tokens, latents)
+
+
+class WriteFromBefore(Write):
+    """The data tokens of a group ask the latents of the group before it, the first one zeros."""
+
+    def forward(self, tokens: DataTokens, latents: Latents, images: ImageLayout) -> DataTokens:
+        """Tokens that have seen everything up to the end of the group before theirs."""
+        return self.exchange(tokens, images.before(latents))
+
+
+class Condition(nn.Module):
+    """The latents of an image ask a few tokens that say what the image shall be."""
+
+    def __init__(self, layer: CrossLayer, *, run: Run) -> None:
+        super().__init__()
+        self.layer = layer
+        self.run = run
+
+    def forward(self, latents: Latents, images: ImageLayout, context: Context) -> Latents:
+        """Latents that have read their image's context."""
+        return images.split(self.run(self.layer, images.join(latents), context))
+
+
+class Skip(nn.Module):
+    """A move that the layer string leaves out: the first input comes back as it is."""
+
+    def forward(self, kept: Positions, *unused: object) -> Positions:
+        """`kept`."""
+        return kept
+
+
+def keys_alone(valid: ValidTokens | None) -> Bool[Tensor, "g 1 1 n"] | None:
+    """The attention mask that hides what is not valid from every query."""
+    return None if valid is None else valid[:, None, None, :]
