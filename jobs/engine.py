@@ -1,39 +1,66 @@
 """A DeepSpeed engine around a model: precision, ZeRO stage, accumulation, clipping."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fit_model.optimize import parameter_groups
+from fit_model import checks
+from fit_model.averaging import averaged_weights, keep_average
+from fit_model.lamb import Lamb, Total, alone
+from fit_model.optimize import layer_groups, parameter_groups
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW or LAMB with linear warm-up and cosine decay; the weights' average if wanted."""
 
+    kind: Literal["adamw", "lamb"] = "adamw"
+    """lamb scales the step of every parameter to its size, for large batches. The official one has
+    lr 2e-3 to 3e-3, betas (0.9, 0.999) and does not clip."""
     lr: float = 1e-3
     weight_decay: float = 0.05
+    """Of all weights and tables; biases, scales and shifts do not decay."""
     betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
     warmup_steps: int = 50
     end_factor: float = 0.01
     """What the learning rate falls towards, as a share of the peak."""
+    cosine_share: float = 1.0
+    """How much of the cosine the learning rate goes through: 0.7 ends at a fifth of the peak (the
+    official cosine@0.7, with end_factor 0), 0 keeps the peak."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; 0 leaves it as it is."""
+    ema_decay: float | None = None
+    """Keep an average of the weights, which starts as a copy of them and moves by 1 - ema_decay a
+    step; it is what the trained model then consists of."""
 
     def __post_init__(self) -> None:
+        checks.one_of(OPTIMIZERS, **{"optimizer.kind": self.kind})
         for name in ("lr", "weight_decay", "warmup_steps", "end_factor", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"optimizer.{name} is {getattr(self, name)}; it cannot be negative"
                 )
-        if self.lr == 0:
-            raise ValueError("optimizer.lr is 0: nothing would be learned; give a positive rate")
+        for name in ("lr", "eps"):
+            if getattr(self, name) == 0:
+                raise ValueError(
+                    f"optimizer.{name} is 0: nothing would be learned; give a positive number"
+                )
+        if self.eps < 0:
+            raise ValueError(f"optimizer.eps is {self.eps}; it cannot be negative")
+        if not 0.0 <= self.cosine_share <= 1.0:
+            raise ValueError(f"optimizer.cosine_share is {self.cosine_share}: it lies in [0, 1]")
+        first, second = self.betas
+        checks.rate(**{"optimizer.betas[0]": first, "optimizer.betas[1]": second})
+        if self.ema_decay is not None:
+            checks.rate(**{"optimizer.ema_decay": self.ema_decay})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +115,64 @@ def build_engine(
     # An operator for collectives of inference that DeepSpeed would compile for a minute, and whose
     # lock, left by a killed process, would hold up every later training without a word.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    adamw = torch.optim.AdamW(
-        parameter_groups(model, weight_decay=optimizer.weight_decay),
-        lr=optimizer.lr,
-        betas=optimizer.betas,
-    )
+    total = _over_workers if engine.zero_stage > 0 else alone
+    made = build_optimizer(model, config=optimizer, total=total)
     wrapped, _, _, _ = deepspeed.initialize(
         model=model,
-        optimizer=adamw,
+        optimizer=made,
         config=deepspeed_settings(optimizer, engine, accumulation=accumulation),
         dist_init_required=False,
     )
+    # bf16 without ZeRO has made a step by now, with gradients of zero, for the sake of its state
+    made.state.clear()
+    if engine.zero_stage == 3:
+        _clear_padding(wrapped.optimizer)
+    set_learning_rate(wrapped, optimizer.lr)
     return wrapped
+
+
+def build_optimizer(
+    model: nn.Module, *, config: OptimizerConfig, total: Total
+) -> torch.optim.Optimizer:
+    """The optimizer of a model, at rate 0 yet; `total` as in Lamb."""
+    made = OPTIMIZERS[config.kind](model, config, total)
+    if config.ema_decay is not None:
+        keep_average(made, decay=config.ema_decay)
+    return made
+
+
+def _adamw(model: nn.Module, config: OptimizerConfig, total: Total) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
+
+
+def _lamb(model: nn.Module, config: OptimizerConfig, total: Total) -> torch.optim.Optimizer:
+    groups = layer_groups(model, weight_decay=config.weight_decay)
+    return Lamb(groups, lr=0.0, betas=config.betas, eps=config.eps, total=total)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Total], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "lamb": _lamb,
+}
+
+
+def _over_workers(values: Tensor) -> Tensor:
+    """The sum of what all workers hold."""
+    torch.distributed.all_reduce(values)
+    return values
+
+
+def _clear_padding(zero: Any) -> None:
+    """Zeros where ZeRO 3 fills up the last worker's shares and leaves whatever was in memory.
+
+    A norm of the share would count it. Gradients come with zeros there, so zeros stay.
+    """
+    rank = torch.distributed.get_rank()
+    for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+        shares = flat.detach().split([each.partition_numel() for each in parameters])
+        for parameter, share in zip(parameters, shares, strict=True):
+            share[max(0, parameter.ds_numel - rank * len(share)) :] = 0.0
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:
@@ -108,19 +181,28 @@ def set_learning_rate(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
+Which = Literal["averaged", "latest"]
+WEIGHTS: dict[str, Callable[[torch.optim.Optimizer], AbstractContextManager[None]]] = {
+    "averaged": averaged_weights,
+    "latest": lambda optimizer: nullcontext(),
+}
+
+
+def full_weights(engine: Any, *, which: Which = "averaged") -> Iterator[tuple[str, Tensor]]:
     """The model's weights by name, in fp32 on the CPU; every worker iterates to the end.
 
-    Under bf16 these are the master weights, not the rounded ones. One weight at a time travels.
+    "averaged" are the latest ones, too, where no average is kept. Under bf16 these are the master
+    weights, not the rounded ones. One weight at a time travels. The engine makes no step meanwhile.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
     unspread = _unspread_master_weights(engine.optimizer)
-    for name, parameter in engine.module.named_parameters():
-        full = safe_get_full_fp32_param(parameter)
-        if full is None:
-            full = unspread.get(id(parameter), parameter)
-        yield name, full.detach().float().cpu().clone()
+    with WEIGHTS[which](engine.basic_optimizer):
+        for name, parameter in engine.module.named_parameters():
+            full = safe_get_full_fp32_param(parameter)
+            if full is None:
+                full = unspread.get(id(parameter), parameter)
+            yield name, full.detach().float().cpu().clone()
     for name, buffer in engine.module.named_buffers():
         yield name, buffer.detach().cpu().clone()
 

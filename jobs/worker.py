@@ -132,6 +132,7 @@ class Loop:
             warmup_steps=optimizer.warmup_steps,
             total_steps=self.task.total_steps,
             end_factor=optimizer.end_factor,
+            cosine_share=optimizer.cosine_share,
         )
         set_learning_rate(self.engine, lr)
         meter = Meter(self.task.model, device=self.device)

@@ -1,33 +1,80 @@
 """Which parameters decay, and how the learning rate goes."""
 
 import math
+import re
 
 import pytest
 import torch
+from torch import nn
 
 from fit_model.models import build
-from fit_model.optimize import learning_rate_factor, parameter_groups
+from fit_model.optimize import layer_groups, learning_rate_factor, parameter_groups
 from tests.fit_model.examples import image, model_config
 
+MODELS = {
+    "tables": {"latent_position": "learned", "num_groups": 4},
+    "coordinates": {},
+}
 
-def test_only_the_weights_of_linear_layers_decay():
-    model = build(model_config(latent_position="learned", num_groups=4))
-    decaying, kept = parameter_groups(model, weight_decay=0.1)
+
+class Odd(nn.Module):
+    """Parameters of every kind of module, and a table that two of them share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 4)
+        self.conv = nn.Conv2d(1, 1, 3)
+        self.group_norm = nn.GroupNorm(1, 4)
+        self.rms = nn.RMSNorm(4)
+        self.out = nn.Linear(4, 5)
+        self.out.weight = self.words.weight
+        self.output_bias = nn.Parameter(torch.zeros(5))
+        self.alone = nn.Parameter(torch.zeros(5))
+
+
+def names_by_decay(model: nn.Module, groups: list[dict]) -> tuple[set[str], set[str]]:
+    """The names of what decays and of what does not, each parameter exactly once."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert (decaying["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    assert len(decaying["params"]) + len(kept["params"]) == len(names)
-    for parameter in decaying["params"]:
-        assert parameter.dim() == 2
-        assert not names[id(parameter)].endswith("table")
-    kept_names = {names[id(parameter)].rsplit(".", 2)[-2] for parameter in kept["params"]}
-    assert {"token_position", "latent_position", "token_norm"} <= kept_names
+    found = [(names.pop(id(each)), group) for group in groups for each in group["params"]]
+    assert not names
+    decaying = {name for name, group in found if group["weight_decay"] == 0.1}
+    kept = {name for name, group in found if group["weight_decay"] == 0.0}
+    return decaying, kept
 
 
-def test_slots_and_gains_of_coordinates_do_not_decay():
-    model = build(model_config())
-    _, kept = parameter_groups(model, weight_decay=0.1)
-    found = {id(parameter) for parameter in kept["params"]}
-    assert {id(parameter) for parameter in model.encoder.latent_position.parameters()} <= found
+GROUPS = pytest.mark.parametrize("grouped", [parameter_groups, layer_groups])
+
+
+@GROUPS
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_biases_norms_and_gains_do_not_decay_and_all_else_does(grouped, changes):
+    model = build(model_config(**changes))
+    decaying, kept = names_by_decay(model, grouped(model, weight_decay=0.1))
+    assert all(re.search(r"bias$|norm\.weight$|\.gain$", name) for name in kept)
+    assert not [name for name in decaying if re.search("bias|norm|gain", name)]
+    assert "token_position.table" in {name.removeprefix("encoder.") for name in decaying}
+    # vectors shift and scale, and nothing else is a vector
+    vectors = {name for name, each in model.named_parameters() if each.dim() == 1}
+    assert kept == vectors
+
+
+@GROUPS
+def test_the_rule_holds_for_every_kind_of_module_and_counts_shared_tables_once(grouped):
+    model = Odd()
+    decaying, kept = names_by_decay(model, grouped(model, weight_decay=0.1))
+    assert decaying == {"words.weight", "conv.weight", "alone"}
+    assert kept == {
+        "conv.bias", "group_norm.weight", "group_norm.bias", "rms.weight", "out.bias",
+        "output_bias",
+    }  # fmt: skip
+
+
+def test_a_layer_group_holds_one_parameter_and_adapts_what_decays():
+    groups = layer_groups(Odd(), weight_decay=0.1)
+    assert all(len(group["params"]) == 1 for group in groups)
+    assert all(group["adapted"] == (group["weight_decay"] > 0) for group in groups)
+    without_decay = layer_groups(Odd(), weight_decay=0.0)
+    assert [group["adapted"] for group in without_decay] == [each["adapted"] for each in groups]
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
@@ -48,6 +95,24 @@ def test_the_cosine_is_that_of_torch():
         assert math.isclose(factor, scheduler.get_last_lr()[0], rel_tol=1e-9)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize(("share", "end"), [(0.7, 0.2061), (0.8, 0.0955), (1.0, 0.0), (0.5, 0.5)])
+def test_a_share_of_a_cosine_ends_where_the_official_one_does(share, end):
+    settings = {"warmup_steps": 10, "total_steps": 1010, "cosine_share": share}
+    assert learning_rate_factor(10, **settings) == 1.0
+    assert learning_rate_factor(1010, **settings) == pytest.approx(end, abs=5e-5)
+    assert learning_rate_factor(5000, **settings) == learning_rate_factor(1010, **settings)
+    # its middle is where half the share of a cosine ends
+    half = {**settings, "cosine_share": share / 2}
+    middle = learning_rate_factor(510, **settings)
+    assert middle == pytest.approx(learning_rate_factor(1010, **half))
+
+
+def test_a_share_of_nothing_keeps_the_rate_after_the_warm_up():
+    settings = {"warmup_steps": 2, "total_steps": 6, "cosine_share": 0.0}
+    factors = [learning_rate_factor(step, **settings) for step in range(8)]
+    assert factors == [0.5, *[1.0] * 7]
 
 
 def test_a_model_learns_two_images_by_heart():

@@ -99,12 +99,13 @@ class Plain:
     def train(self) -> Model:
         torch.manual_seed(self.config.batch.seed)
         model = build(self.model_config)
-        linear = [each.weight for each in model.modules() if isinstance(each, torch.nn.Linear)]
-        others = [each for each in model.parameters() if all(each is not known for known in linear)]
+        # vectors are biases, or the scales and shifts of norms and codes
+        vectors = [each for each in model.parameters() if each.dim() == 1]
+        others = [each for each in model.parameters() if each.dim() > 1]
         adamw = torch.optim.AdamW(
             [
-                {"params": linear, "weight_decay": OPTIMIZER.weight_decay},
-                {"params": others, "weight_decay": 0.0},
+                {"params": others, "weight_decay": OPTIMIZER.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
             ],
             betas=OPTIMIZER.betas,
         )
