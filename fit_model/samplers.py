@@ -129,8 +129,7 @@ def sample(
     """
     curve = schedule if config.schedule is None else schedule_of(config.schedule)
     here, there = times(steps=config.steps, time_shift=config.time_shift)
-    most = 1 - SMALLEST_VARIANCE
-    gammas, next_gammas = curve(here).clamp(max=most), curve(there).clamp(max=most)
+    gammas, next_gammas = curve(here).clamp(max=1 - SMALLEST_VARIANCE), curve(there)
     shown = gammas.to(start)
     noisy, clean = start, start
     for step, (now, then) in enumerate(zip(gammas, next_gammas, strict=True)):

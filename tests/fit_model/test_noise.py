@@ -57,6 +57,28 @@ def test_schedules_are_those_of_the_facts(name):
     np.testing.assert_allclose(found, TABLE[name], rtol=0, atol=2e-7)
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "tau"), [(0, 1, 1), (0.2, 1, 1.5), (0.1, 0.8, 0.6), (1, 0, 0.7), (-2, 3, 0.4)]
+)
+def test_the_ends_and_the_temperature_shape_the_curves_of_the_facts(start, end, tau):
+    t = np.linspace(0, 1, 101)
+
+    def power(u):
+        return np.cos((u * (end - start) + start) * np.pi / 2) ** (2 * tau)
+
+    def sigmoid(place):
+        return 1 / (1 + np.exp(-place / tau))
+
+    falling = sigmoid(end) - sigmoid(t * (end - start) + start)
+    wanted = {"sigmoid": falling / (sigmoid(end) - sigmoid(start))}
+    if {start, end} <= {0, 0.1, 0.2, 0.8, 1}:
+        wanted["cosine"] = (power(t) - power(1)) / (power(0) - power(1))
+    for family, curve in wanted.items():
+        for dtype in (torch.float32, torch.float64):
+            found = schedule(f"{family}@{start},{end},{tau}")(torch.from_numpy(t).to(dtype))
+            np.testing.assert_allclose(found.numpy(), np.clip(curve, 1e-9, 1), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "first", "last"), [("f", 1, 100), ("T", 100, 1)])
 def test_the_log_schedule_falls_fast_first_and_reversed_fast_last(name, first, last):
     t = np.linspace(0, 0.999, 100)

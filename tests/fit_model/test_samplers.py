@@ -124,6 +124,14 @@ def test_ddpm_keeps_the_spread_that_its_variance_is_right_for(name):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
+def test_rounding_in_a_flat_schedule_gives_no_nan(sampler):
+    then = torch.tensor(0.5, dtype=torch.float64)
+    mix = SAMPLERS[sampler](then + 1e-15, then)
+    assert mix.kept.isfinite()
+    assert mix.fresh is None or mix.fresh == 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_normal_data_is_sampled_with_its_mean_and_deviation(sampler):
     mean, deviation = 0.4, 0.3
     generator = torch.Generator().manual_seed(1)
