@@ -1,80 +1,172 @@
 """What a forward pass costs, and how many parameters a configuration declares: closed forms.
 
-With L data tokens and M latents of an image, n tokens and m latents of a group, a = min(d, e)
-and r = mlp_ratio, multiply-adds are
+With L data tokens and M latents of an image, n tokens and m latents of a group, s tokens of
+context, a = min(d, e) and r = mlp_ratio, multiply-adds are
 
-    stem           L c d
-    local layer    L ((4 + 2r) d^2 + 2 n d)
-    global layer   M (4 + 2r) e^2 + 2 M^2 e
-    read, write    2a (M e + L d + L m)
+    stem               L c d
+    local layer        L ((4 + 2r) d^2 + 2 n d)          feed-forward only: L 2r d^2
+    global layer       M (4 + 2r) e^2 + 2 M^2 e
+    read, write        2a (M e + L d + L m)
+    condition          2 M e^2 + 2 s e^2 + 2 M s e
+    pixels or levels   L d c, or L d v
 
-A multiply-add is two floating point operations. Norms, activations and heads are left out.
+A multiply-add is two floating point operations. Norms, activations, embeddings and heads for whole
+images are left out.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
-from fit_model.body import TrunkConfig
-from fit_model.models import ModelConfig
+from fit_model.autoregressive import AutoregressiveConfig
+from fit_model.body import Flow, TrunkConfig
+from fit_model.denoiser import TIME_SHARE, DiffusionConfig
+from fit_model.encoder import EncoderConfig
+from fit_model.heads import PredictConfig
+from fit_model.model import ModelConfig
+from fit_model.pixels import GenerateConfig
 
 
 def forward_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
-    """Multiply-adds of one forward pass over images with that many stored groups each."""
-    trunk = config.encoder.trunk
-    named = config.encoder.group_token != "none"
-    num_tokens = config.num_tokens + named
+    """Multiply-adds of one forward pass over images with that many stored groups each.
+
+    For a diffusion model with self-conditioning this is one of the two passes of a training step.
+    """
+    face, trunk = config.face, config.face.trunk
     groups = sum(groups_per_image)
-    stem = groups * config.num_tokens * config.patch_channels * trunk.width
+    tokens = groups * config.num_tokens
+    patches = (config.input.group_side_px // face.patch_px) ** 2
+    if isinstance(face, AutoregressiveConfig):
+        n, chunks = config.patch_channels, [count * patches for count in groups_per_image]
+        ends = tokens * trunk.width * face.num_levels
+        return ends + sum(_trunk_macs(trunk, n, count) for count in chunks)
+    ends = tokens * config.patch_channels * trunk.width
+    if isinstance(face, DiffusionConfig):
+        context = 1 + (_num_classes(config) > 0)
+        return 2 * ends + sum(
+            _trunk_macs(trunk, patches, count, context=context) for count in groups_per_image
+        )
+    named = face.group_token != "none"
     if named:
-        stem += groups * (config.encoder.num_groups or 0) * trunk.width
-    return stem + sum(_trunk_macs(trunk, num_tokens, groups) for groups in groups_per_image)
+        ends += groups * (face.num_groups or 0) * trunk.width
+    return ends + sum(_trunk_macs(trunk, patches + named, count) for count in groups_per_image)
 
 
-def _trunk_macs(trunk: TrunkConfig, num_tokens: int, groups: int) -> int:
+def _num_classes(config: ModelConfig) -> int:
+    """What a generative model may be asked for; 0 if nothing."""
+    return len(cast(GenerateConfig, config.head).classes)
+
+
+def _trunk_macs(trunk: TrunkConfig, num_tokens: int, groups: int, *, context: int = 0) -> int:
     d, e = trunk.width, trunk.latent_width
     tokens, latents = groups * num_tokens, groups * trunk.latents_per_group
     dense = 4 + 2 * trunk.mlp_ratio
     local = tokens * (dense * d * d + 2 * num_tokens * d)
+    if trunk.local_mixing == "none":
+        local = tokens * 2 * trunk.mlp_ratio * d * d
     across = latents * dense * e * e + 2 * latents * latents * e
     exchange = 2 * min(d, e) * (latents * e + tokens * d + tokens * trunk.latents_per_group)
+    condition = 2 * (latents + context) * e * e + 2 * latents * context * e if context else 0
     blocks = trunk.blocks
-    reads = sum(block.num_across > 0 for block in blocks)
+    reads, writes = sum(block.num_across > 0 for block in blocks), len(blocks) - 1
+    after = 2 * trunk.mlp_ratio * (reads * latents * e * e + writes * tokens * d * d)
     return (
         sum(block.num_local * local + block.num_across * across for block in blocks)
-        + (reads + len(blocks) - 1) * exchange
+        + (reads + writes) * exchange
+        + reads * condition
+        + (after if trunk.after_exchange == "feed_forward" else 0)
     )
 
 
 def num_parameters(config: ModelConfig) -> int:
     """How many parameters the model has, without building it."""
-    encoder, trunk, head = config.encoder, config.encoder.trunk, config.head
-    d, e = trunk.width, trunk.latent_width
-    total = config.patch_channels * d + 3 * d + 2 * d + 2 * e
-    if encoder.token_position == "learned":
-        total += config.num_tokens * d
-    if encoder.latent_position == "learned":
-        total += (encoder.num_groups or 0) * trunk.latents_per_group * e
-    elif encoder.latent_position == "coordinate":
-        total += (trunk.latents_per_group + 1) * e
-    if encoder.group_token != "none":
-        total += (encoder.num_groups or 0) * d + 3 * d
-    pooled = e if head.pool == "latents" else d
-    return total + _trunk_parameters(trunk) + 2 * pooled + (pooled + 1) * head.num_outputs
+    face, inputs = config.face, config.patch_channels
+    if isinstance(face, AutoregressiveConfig):
+        return decoder_parameters(face, num_tokens=inputs, num_classes=_num_classes(config))
+    if isinstance(face, DiffusionConfig):
+        return denoiser_parameters(
+            face,
+            num_tokens=config.num_tokens,
+            inputs=inputs,
+            num_classes=_num_classes(config),
+        )
+    head = cast(PredictConfig, config.head)
+    pooled = face.trunk.latent_width if head.pool == "latents" else face.trunk.width
+    return (
+        encoder_parameters(face, num_tokens=config.num_tokens, inputs=inputs)
+        + 2 * pooled
+        + (pooled + 1) * head.num_outputs
+    )
 
 
-def _trunk_parameters(trunk: TrunkConfig) -> int:
+def encoder_parameters(face: EncoderConfig, *, num_tokens: int, inputs: int) -> int:
+    """Of the encoder without a head."""
+    d, e = face.trunk.width, face.trunk.latent_width
+    total = inputs * d + 3 * d + 2 * d + 2 * e + _positions(face, num_tokens)
+    if face.group_token != "none":
+        total += (face.num_groups or 0) * d + 3 * d
+    return total + _trunk_parameters(face.trunk, flow="open")
+
+
+def denoiser_parameters(
+    face: DiffusionConfig, *, num_tokens: int, inputs: int, num_classes: int
+) -> int:
+    """Of the denoiser: stem, positions, time, class, self-conditioning, trunk and projection."""
+    d, e, ratio = face.trunk.width, face.trunk.latent_width, face.trunk.mlp_ratio
+    total = inputs * d + 3 * d + _positions(face, num_tokens) + 2 * d + d * inputs + inputs
+    total += (e // TIME_SHARE) * e + e + e * e + e
+    total += num_classes * e + e if num_classes else 0
+    if face.self_conditioning == "latent":
+        total += _feed_forward(e, ratio) + 2 * e
+    return total + _trunk_parameters(face.trunk, flow="conditioned")
+
+
+def decoder_parameters(face: AutoregressiveConfig, *, num_tokens: int, num_classes: int) -> int:
+    """Of the autoregressive decoder: tables, positions, trunk, output norm and bias."""
+    d, levels = face.trunk.width, face.num_levels
+    total = levels * d * (2 if face.embedding == "separate" else 1) + 2 * d + num_classes * d
+    total += levels if face.output_bias == "learned" else 0
+    return total + _positions(face, num_tokens) + _trunk_parameters(face.trunk, flow="causal")
+
+
+def _positions(
+    face: EncoderConfig | DiffusionConfig | AutoregressiveConfig, num_tokens: int
+) -> int:
+    latents, e = face.trunk.latents_per_group, face.trunk.latent_width
+    total = num_tokens * face.trunk.width if face.token_position == "learned" else 0
+    if face.latent_position == "learned":
+        total += (face.num_groups or 0) * latents * e
+    elif face.latent_position == "coordinate":
+        total += (latents + 1) * e
+    return total
+
+
+def _feed_forward(width: int, ratio: int) -> int:
+    return 2 * ratio * width**2 + (3 + ratio) * width
+
+
+def _trunk_parameters(trunk: TrunkConfig, *, flow: Flow) -> int:
     d, e, ratio = trunk.width, trunk.latent_width, trunk.mlp_ratio
-    heads = min(trunk.heads, trunk.latent_heads)
-    inner = heads * (min(d, e) // heads)
     blocks = trunk.blocks
 
-    def layer(width: int) -> int:
-        return (4 + 2 * ratio) * width**2 + (9 + ratio) * width
+    def attention(width: int) -> int:
+        return 4 * width**2 + 6 * width
 
-    def exchange(asking: int, offering: int) -> int:
-        return 2 * inner * (asking + offering) + 3 * inner + 3 * asking + 2 * offering
+    def exchange(asking: int, offering: int, heads: int) -> int:
+        inner = heads * (min(asking, offering) // heads)
+        total = 2 * inner * (asking + offering) + 3 * inner + 3 * asking + 2 * offering
+        return total - (2 * offering if trunk.key_norm == "none" else 0)
 
+    local = _feed_forward(d, ratio) + (attention(d) if trunk.local_mixing == "attention" else 0)
+    across = _feed_forward(e, ratio) + attention(e)
+    heads = min(trunk.heads, trunk.latent_heads)
+    read, write = exchange(e, d, heads), exchange(d, e, heads)
+    if trunk.after_exchange == "feed_forward":
+        read, write = read + _feed_forward(e, ratio), write + _feed_forward(d, ratio)
+    if flow == "conditioned":
+        read += 4 * e * e + 8 * e
+    reads = sum(block.num_across > 0 for block in blocks)
     return (
-        sum(block.num_local * layer(d) + block.num_across * layer(e) for block in blocks)
-        + sum(block.num_across > 0 for block in blocks) * exchange(e, d)
-        + (len(blocks) - 1) * exchange(d, e)
+        sum(block.num_local * local + block.num_across * across for block in blocks)
+        + reads * read
+        + (len(blocks) - 1) * write
     )

@@ -73,7 +73,7 @@ class RegressConfig:
         return len(self.targets)
 
 
-HeadConfig = ClassifyConfig | RegressConfig
+PredictConfig = ClassifyConfig | RegressConfig
 
 
 class Head(nn.Module):

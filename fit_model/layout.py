@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from fit_model.shapes import ImageSequences, Latents, PerGroup
+from fit_model.shapes import PerGroup
 
+Rows = Shaped[Tensor, "g m e"]
+"""Latents, or whatever else a group has some rows of."""
 LatentMask = Literal["none", "causal"]
 
 
@@ -57,7 +59,7 @@ class ImageLayout:
             num_images=num_images, groups_per_image=largest, place=place, may_attend=may_attend
         )
 
-    def join(self, latents: Latents) -> ImageSequences:
+    def join(self, latents: Rows) -> Shaped[Tensor, "b s e"]:
         """Each image's latents in one sequence; empty places hold zeros."""
         if self.place is not None:
             places = self.num_images * self.groups_per_image
@@ -65,13 +67,13 @@ class ImageLayout:
             latents = empty.index_copy(0, self.place, latents)
         return latents.reshape(self.num_images, -1, latents.shape[-1])
 
-    def split(self, sequences: ImageSequences) -> Latents:
+    def split(self, sequences: Shaped[Tensor, "b s e"]) -> Rows:
         """The inverse of join: the sequences cut back into the flat list of groups."""
         places = self.num_images * self.groups_per_image
         latents = sequences.reshape(places, -1, sequences.shape[-1])
         return latents if self.place is None else latents.index_select(0, self.place)
 
-    def before(self, latents: Latents) -> Latents:
+    def before(self, latents: Rows) -> Rows:
         """For every group the latents of the group before it in its image; zeros for the first."""
         sequences = self.join(latents)
         shifted = functional.pad(sequences, (0, 0, latents.shape[1], 0))[:, : sequences.shape[1]]

@@ -1,20 +1,22 @@
 """Settings and weights of the official TensorFlow code under our names.
 
 Official variables are named after layers, with _1, _2, ... for the second, third, ... of a kind;
-kernels are (in, out), attention kernels (in, heads, head) and (heads, head, out).
+kernels are (in, out), attention kernels (in, heads, head) and (heads, head, out). Optional settings
+have the official defaults; a setting unknown here that changes the outputs shows as a difference.
 Source: google-research/pix2seq, architectures/transformers.py.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.body import TrunkConfig
+from fit_model.denoiser import DiffusionConfig
 from fit_model.encoder import EncoderConfig
+from fit_model.official_layers import Variables
 
 TOKEN_POSITION = {"learned": "learned", "sin_cos": "sin_cos", "sin_cos2d": "sin_cos_2d"}
 LATENT_POSITION = {"learned": "learned", "sin_cos": "sin_cos_2d"}
@@ -25,143 +27,150 @@ NEEDED = (
 )  # fmt: skip
 
 Arrays = Mapping[str, np.ndarray]
+Settings = Mapping[str, Any]
+State = dict[str, torch.Tensor]
 
 
-def encoder_config(official: Mapping[str, Any], *, identities: int | None) -> EncoderConfig:
-    """An official FIT as an EncoderConfig; `identities` is the width of its group names, if any.
-
-    Optional settings have the official defaults; a setting unknown here that changes the outputs
-    shows as a difference.
-    """
-    for name in NEEDED:
+def require(official: Settings, *names: str) -> None:
+    """Refuse a config that leaves out what cannot be guessed."""
+    for name in (*NEEDED, *names):
         if name not in official:
             raise ValueError(f"config: the setting {name!r} is missing")
     if official["x_size"] % official["num_groups"]:
         raise ValueError(
             f"x_size={official['x_size']} is not divisible by num_groups={official['num_groups']}"
         )
-    if identities not in (None, official["num_groups"]):
-        raise ValueError(f"y names {identities} groups, the config {official['num_groups']}")
-    return EncoderConfig(
-        patch_px=1,
-        trunk=TrunkConfig(
-            layers=official["layers"],
-            width=official["x_dim"],
-            latent_width=official["latent_dim"],
-            latents_per_group=official["latents_per_group"],
-            heads=official["x_num_heads"],
-            latent_heads=official["latent_num_heads"],
-            mlp_ratio=official.get("mlp_ratio", 4),
-            dropout=official.get("drop_units", 0.0),
-            drop_path=official.get("drop_path", 0.0),
-        ),
-        token_position=_named(TOKEN_POSITION, official, "x_pos_encoding", "learned"),
-        latent_position=_named(LATENT_POSITION, official, "latent_pos_encoding", "learned"),
-        num_groups=official["num_groups"],
-        latent_mask=_named(MASK, official, "mask", "none"),
-        group_token="none" if identities is None else "one_hot",
+
+
+def trunk_config(official: Settings) -> TrunkConfig:
+    """The settings of the trunk, the same for all three faces."""
+    mlp = official.get("xattn_with_mlp", False)
+    return TrunkConfig(
+        layers=official["layers"],
+        width=official["x_dim"],
+        latent_width=official["latent_dim"],
+        latents_per_group=official["latents_per_group"],
+        heads=official["x_num_heads"],
+        latent_heads=official["latent_num_heads"],
+        mlp_ratio=official.get("mlp_ratio", 4),
+        dropout=official.get("drop_units", 0.0),
+        drop_path=official.get("drop_path", 0.0),
+        local_mixing="attention" if official.get("x_self_attention", True) else "none",
+        after_exchange="feed_forward" if mlp else "nothing",
+        key_norm="layer_norm" if official.get("xattn_enc_ln", True) else "none",
     )
 
 
-def _named(ours: Mapping[str, str], official: Mapping[str, Any], key: str, default: str) -> Any:
+def positions(official: Settings) -> dict[str, Any]:
+    """The settings of both streams' positions."""
+    return {
+        "token_position": named(TOKEN_POSITION, official, "x_pos_encoding", "learned"),
+        "latent_position": named(LATENT_POSITION, official, "latent_pos_encoding", "learned"),
+        "num_groups": official["num_groups"],
+    }
+
+
+def named(ours: Mapping[str, str], official: Settings, key: str, default: str) -> Any:
+    """Our name for an official choice."""
     value = official.get(key, default)
     if value not in ours:
         raise ValueError(f"config: {key} is {value!r}; choose one of {', '.join(ours)}")
     return ours[value]
 
 
-def encoder_weights(weights: Arrays, config: EncoderConfig) -> dict[str, torch.Tensor]:
+def encoder_config(official: Settings, *, identities: int | None) -> EncoderConfig:
+    """An official FIT; `identities` is the width of its group names, if any."""
+    require(official)
+    if identities not in (None, official["num_groups"]):
+        raise ValueError(f"y names {identities} groups, the config {official['num_groups']}")
+    return EncoderConfig(
+        patch_px=1,
+        trunk=trunk_config(official),
+        latent_mask=named(MASK, official, "mask", "none"),
+        group_token="none" if identities is None else "one_hot",
+        **positions(official),
+    )
+
+
+def denoiser_config(official: Settings) -> DiffusionConfig:
+    """An official FITDenoiser, with what a sampler's file says of the diffusion around it."""
+    require(official)
+    scaled = official.get("normalize_noisy_input", False)
+    return DiffusionConfig(
+        patch_px=1,
+        trunk=trunk_config(official),
+        self_conditioning=official.get("self_cond", "none"),
+        prediction=official.get("pred_type", "eps"),
+        input_scale=official.get("b_scale", 1.0),
+        normalize_input="deviation" if scaled else "none",
+        **positions(official),
+    )
+
+
+def decoder_config(official: Settings) -> AutoregressiveConfig:
+    """An official FITAR."""
+    require(official, "vocab_size")
+    return AutoregressiveConfig(
+        patch_px=1,
+        trunk=trunk_config(official),
+        num_levels=official["vocab_size"],
+        embedding="shared" if official.get("shared_embedding", True) else "separate",
+        output_bias="learned" if official.get("output_bias", True) else "none",
+        **positions(official),
+    )
+
+
+def encoder_weights(weights: Arrays, config: EncoderConfig) -> State:
     """Official variables as a state dict of Encoder; every variable must find its place."""
-    left = {name.split("/", 1)[1]: torch.from_numpy(weights[name]) for name in weights}
-    state: dict[str, torch.Tensor] = {}
-    state |= _dense(left, "stem", "stem.project") | _norm(left, "stem_ln", "stem.norm")
+    left = Variables(weights)
+    state = left.dense("stem", "stem.project") | left.norm("stem_ln", "stem.norm")
     if config.group_token != "none":
-        state |= _dense(left, "stem_y", "group_token.stem.project")
-        state |= _norm(left, "stem_y_ln", "group_token.stem.norm")
+        state |= left.dense("stem_y", "group_token.stem.project")
+        state |= left.norm("stem_y_ln", "group_token.stem.norm")
+    state |= _positions(left, config) | left.trunk(config.trunk, layer="transformer_encoder")
+    state |= left.norm("x_output_ln", "token_norm") | left.norm("l_output_ln", "latent_norm")
+    return left.nothing_else(state)
+
+
+def denoiser_weights(weights: Arrays, config: DiffusionConfig, *, num_classes: int) -> State:
+    """Official variables as a state dict of Denoiser; every variable must find its place."""
+    left = Variables(weights)
+    state = left.dense("stem", "stem.project") | left.norm("stem_ln", "stem.norm")
+    state |= left.dense("time_emb/dense0", "time.expand")
+    state |= left.dense("time_emb/dense1", "time.contract")
+    if num_classes:
+        state |= left.dense("cond_proj", "classes")
+    if config.self_conditioning == "latent":
+        state |= left.feed_forward("latent_prev_proj/ffn", "before.think.feed_forward")
+        state |= left.norm("latent_prev_ln", "before.norm")
+    state |= _positions(left, config)
+    state |= left.trunk(config.trunk, layer="transformer_encoder", conditioned=("l2c_cross_attn",))
+    state |= left.norm("x_output_ln", "token_norm") | left.dense("x_output_linear", "project")
+    return left.nothing_else(state)
+
+
+def decoder_weights(weights: Arrays, config: AutoregressiveConfig) -> State:
+    """Official variables as a state dict of Decoder; every variable must find its place."""
+    left = Variables(weights)
+    if config.embedding == "shared":
+        state = {"embed.table": left.take("token_embedding")}
+    else:
+        state = {"embed.table": left.take("inp_token_embedding")}
+        state["read_out.table"] = left.take("outp_token_embedding")
+    if config.output_bias == "learned":
+        state["output_bias"] = left.take("outp_bias")
+    state |= _positions(left, config)
+    state |= left.trunk(config.trunk, layer="transformer_decoder_layer", attention="self_mha")
+    state |= left.norm("x_output_ln", "token_norm")
+    return left.nothing_else(state)
+
+
+def _positions(
+    left: Variables, config: EncoderConfig | DiffusionConfig | AutoregressiveConfig
+) -> State:
+    state: State = {}
     if config.token_position == "learned":
-        state["token_position.table"] = _take(left, "x_pos_emb/kernel/vis_pos_embedding")
+        state["token_position.table"] = left.take("x_pos_emb/kernel/vis_pos_embedding")
     if config.latent_position == "learned":
-        state["latent_position.table"] = _take(left, "latent_pos_emb/kernel/vis_pos_embedding")
-    for place, block in enumerate(config.trunk.blocks):
-        ours, number = f"trunk.blocks.{place}", _suffix(place)
-        for layer in range(block.num_local):
-            official = f"x_network{number}/transformer_encoder{_suffix(layer)}"
-            state |= _layer(left, official, f"{ours}.local.layers.{layer}")
-        for layer in range(block.num_across):
-            official = f"l_network{number}/transformer_encoder{_suffix(layer)}"
-            state |= _layer(left, official, f"{ours}.across.layers.{layer}")
-        if block.num_across:
-            state |= _exchange(left, f"l2x_cross_attn{number}/cross_mha", f"{ours}.read.layer")
-        if place < len(config.trunk.blocks) - 1:
-            state |= _exchange(left, f"x2l_cross_attn{number}/cross_mha", f"{ours}.write.layer")
-    state |= _norm(left, "x_output_ln", "token_norm") | _norm(left, "l_output_ln", "latent_norm")
-    if left:
-        raise ValueError(f"weights: nothing here takes {', '.join(sorted(left)[:3])}")
+        state["latent_position.table"] = left.take("latent_pos_emb/kernel/vis_pos_embedding")
     return state
-
-
-def fill(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Load all of the state into the module; ValueError where the two differ."""
-    try:
-        module.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise ValueError("weights: " + re.sub(r"\s+", " ", str(error))) from error
-
-
-def _suffix(place: int) -> str:
-    return f"_{place}" if place else ""
-
-
-def _take(left: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    if name not in left:
-        raise ValueError(f"weights: {name} is missing")
-    return left.pop(name)
-
-
-def _norm(left: dict[str, torch.Tensor], official: str, ours: str) -> dict[str, torch.Tensor]:
-    return {
-        f"{ours}.weight": _take(left, f"{official}/gamma"),
-        f"{ours}.bias": _take(left, f"{official}/beta"),
-    }
-
-
-def _dense(left: dict[str, torch.Tensor], official: str, ours: str) -> dict[str, torch.Tensor]:
-    return {
-        f"{ours}.weight": _take(left, f"{official}/kernel").T.contiguous(),
-        f"{ours}.bias": _take(left, f"{official}/bias"),
-    }
-
-
-def _heads(left: dict[str, torch.Tensor], official: str, ours: str) -> dict[str, torch.Tensor]:
-    """Kernels (in, heads, head) as rows of linear layers; keys and values share one."""
-    weight, bias = {}, {}
-    for name in ("query", "key", "value"):
-        weight[name] = _take(left, f"{official}/{name}/kernel").flatten(1).T
-        bias[name] = _take(left, f"{official}/{name}/bias").flatten()
-    out = _take(left, f"{official}/attention_output/kernel")
-    return {
-        f"{ours}.query.weight": weight["query"].contiguous(),
-        f"{ours}.query.bias": bias["query"],
-        f"{ours}.key_value.weight": torch.cat([weight["key"], weight["value"]]),
-        f"{ours}.key_value.bias": torch.cat([bias["key"], bias["value"]]),
-        f"{ours}.out.weight": out.flatten(0, 1).T.contiguous(),
-        f"{ours}.out.bias": _take(left, f"{official}/attention_output/bias"),
-    }
-
-
-def _layer(left: dict[str, torch.Tensor], official: str, ours: str) -> dict[str, torch.Tensor]:
-    return (
-        _norm(left, f"{official}/mha/ln", f"{ours}.norm")
-        | _heads(left, f"{official}/mha", f"{ours}.attention")
-        | _norm(left, f"{official}/mlp/ffn/ln", f"{ours}.feed_forward.norm")
-        | _dense(left, f"{official}/mlp/ffn/dense1", f"{ours}.feed_forward.expand")
-        | _dense(left, f"{official}/mlp/ffn/dense2", f"{ours}.feed_forward.contract")
-    )
-
-
-def _exchange(left: dict[str, torch.Tensor], official: str, ours: str) -> dict[str, torch.Tensor]:
-    return (
-        _norm(left, f"{official}/ln", f"{ours}.query_norm")
-        | _norm(left, f"{official}/enc_ln", f"{ours}.key_norm")
-        | _heads(left, official, f"{ours}.attention")
-    )

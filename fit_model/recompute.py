@@ -7,18 +7,18 @@ Source: Chen et al. 2016, arXiv:1604.06174.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Run = Callable[..., Tensor]
 
 
-def plainly(layer: nn.Module, *inputs: Tensor | None) -> Tensor:
+def plainly(layer: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """Call the layer; autograd keeps what it needs."""
     return layer(*inputs)
 
 
-def recomputed(layer: nn.Module, *inputs: Tensor | None) -> Tensor:
+def recomputed(layer: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """Call the layer and keep only its inputs; dropout draws the same numbers both times."""
     if not torch.is_grad_enabled():
         return layer(*inputs)

@@ -19,7 +19,6 @@ DataTokens = Float[Tensor, "g n d"]
 Latents = Float[Tensor, "g m e"]
 Context = Float[Tensor, "b a e"]
 """What an image is asked to be: a token of the noise level, one of the class."""
-ImageSequences = Float[Tensor, "b s e"]
 ValidTokens = Bool[Tensor, "g n"]
 """True for a token that shows at least one pixel of the image; None stands for all of them."""
 PerGroup = Int64[Tensor, " g"]

@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fit_model.flops import num_parameters
-from fit_model.models import Model, ModelConfig, build, config_from_dict, config_to_dict
+from fit_model.model import Model, ModelConfig
+from fit_model.models import build, config_from_dict, config_to_dict
 
-VERSION = 1
+VERSION = 2
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 1_000_000
 

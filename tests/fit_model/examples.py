@@ -8,7 +8,7 @@ from fit_model.body import TrunkConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.groups import GroupBatch
 from fit_model.heads import ClassifyConfig
-from fit_model.models import ModelConfig
+from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
 
 SIDE_PX, PATCH_PX, BANDS = 8, 4, 2
@@ -27,8 +27,7 @@ def trunk_config(**changes) -> TrunkConfig:
 
 
 def model_config(*, head=None, pixels=None, trunk=None, **encoder) -> ModelConfig:
-    return ModelConfig(
-        encoder=EncoderConfig(patch_px=PATCH_PX, trunk=trunk or trunk_config(), **encoder),
+    return ModelConfig(face=EncoderConfig(patch_px=PATCH_PX, trunk=trunk or trunk_config(), **encoder),
         input=pixels
         or InputConfig(
             bands=BANDS, group_side_px=SIDE_PX, band_mean=(90.0, 110.0), band_std=(40.0, 50.0)

@@ -92,7 +92,7 @@ def large(*, group_side_px, latents, width):
 def test_multiply_adds_are_those_of_the_facts(config, groups, wanted, within):
     # The facts count patches of 16 px; here they are 4 px, which changes the stem alone.
     tokens = groups * config.num_tokens
-    stem = tokens * (768 - config.patch_channels) * config.encoder.trunk.width
+    stem = tokens * (768 - config.patch_channels) * config.face.trunk.width
     assert abs(forward_macs(config, [groups]) + stem - wanted) <= within
 
 

@@ -84,7 +84,7 @@ def test_tensors_that_are_not_those_of_the_configuration_are_refused(folder, edi
 
 
 def set_trunk(**changes):
-    return lambda declared: declared["model"]["encoder"]["trunk"].update(changes)
+    return lambda declared: declared["model"]["face"]["trunk"].update(changes)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def set_trunk(**changes):
     [
         (
             set_trunk(widht=4),
-            "no setting 'encoder.trunk.widht'; did you mean 'encoder.trunk.width'",
+            "no setting 'face.trunk.widht'; did you mean 'face.trunk.width'",
         ),
-        (set_trunk(width=True), "encoder.trunk.width is True: a whole number is wanted"),
+        (set_trunk(width=True), "face.trunk.width is True: a whole number is wanted"),
         (set_trunk(width=13), "13 is no multiple of its 2 heads"),
         (set_trunk(layers="(9999)9999"), "declares"),
         (set_trunk(width=10**9), "declares"),

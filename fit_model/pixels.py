@@ -1,0 +1,110 @@
+"""What pixels a generative model makes: their range, their dtype, and what they may be asked for.
+
+share = (pixel - pixel_low) / (pixel_high - pixel_low), from 0 to 1
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+from torch.nn import functional
+
+from fit_model import checks
+from fit_model.groups import GroupBatch
+from fit_model.tokens import EXACT_IN_FLOAT32
+
+PIXEL_DTYPES: dict[str, torch.dtype] = {
+    "uint8": torch.uint8,
+    "uint16": torch.uint16,
+    "int16": torch.int16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """New images, of a class or of none."""
+
+    kind: Literal["generate"] = "generate"
+    target: str | None = None
+    """What the classes are classes of; None for a model that takes no label."""
+    classes: tuple[str, ...] = ()
+    pixel_dtype: str
+    pixel_low: float
+    pixel_high: float
+    """Pixels lie between these two, both included."""
+
+    def __post_init__(self) -> None:
+        checks.one_of(("generate",), kind=self.kind)
+        checks.one_of(PIXEL_DTYPES, pixel_dtype=self.pixel_dtype)
+        checks.finite(pixel_range=(self.pixel_low, self.pixel_high))
+        if self.pixel_low >= self.pixel_high:
+            raise ValueError(
+                f"pixel_low {self.pixel_low} must lie below pixel_high {self.pixel_high}"
+            )
+        if (self.target is None) != (not self.classes):
+            raise ValueError(f"target {self.target!r} does not fit {len(self.classes)} classes")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes is {self.classes}: name each once")
+
+
+def shares(
+    batch: GroupBatch, *, config: GenerateConfig, exact: torch.dtype = torch.float32
+) -> Float[Tensor, "g side side bands"]:
+    """Pixels as shares of their range; ValueError for pixels beyond it and for cut-off groups.
+
+    Values are only looked at on the CPU, where batches are made.
+    """
+    source = batch.pixels
+    wide = exact if source.dtype in EXACT_IN_FLOAT32 else torch.float64
+    values = (source.to(wide) - config.pixel_low) / (config.pixel_high - config.pixel_low)
+    if source.device.type == "cpu":
+        require_whole_groups(batch)
+        outside = ~((values >= 0.0) & (values <= 1.0))
+        if outside.any():
+            raise ValueError(
+                f"a pixel is {source.to(torch.float64)[outside][0]:g}, outside "
+                f"{config.pixel_low:g} to {config.pixel_high:g}: "
+                "set target.pixel_range to what the images hold"
+            )
+    return values.to(exact)
+
+
+def require_whole_groups(batch: GroupBatch) -> None:
+    """Refuse images whose sides the groups do not divide: the rest would be learned as picture."""
+    side_px = batch.pixels.shape[1]
+    smallest = min(int(batch.valid_height_px.min()), int(batch.valid_width_px.min()))
+    if smallest < side_px:
+        raise ValueError(
+            f"groups of {side_px} px do not divide an image: its last ones hold {smallest} px; "
+            "crop the images, or preprocess with a grouping.group_side_px that divides their sides"
+        )
+
+
+def pixels_of(values: Float[Tensor, "*p"], *, config: GenerateConfig) -> Shaped[Tensor, "*p"]:
+    """Shares of the range as pixels: beyond it they are cut off, whole numbers are rounded to."""
+    dtype = PIXEL_DTYPES[config.pixel_dtype]
+    span = config.pixel_high - config.pixel_low
+    pixels = values.to(torch.float64).clamp(0.0, 1.0) * span + config.pixel_low
+    return (pixels if dtype.is_floating_point else pixels.round()).to(dtype)
+
+
+def one_hot(
+    targets: Int64[Tensor, " b"] | None, *, config: GenerateConfig, device: torch.device
+) -> Float[Tensor, "b k"] | None:
+    """Class numbers as rows; None for a model without classes. Refuses numbers beyond them."""
+    if not config.classes:
+        return None
+    if targets is None:
+        raise ValueError(
+            f"this model was trained with labels: name one of {', '.join(config.classes)}"
+        )
+    num_classes = len(config.classes)
+    if targets.device.type == "cpu" and ((targets < 0) | (targets >= num_classes)).any():
+        raise ValueError(
+            f"class number {int(targets.max())} is none of the model's {num_classes} classes: "
+            f"{', '.join(config.classes)}"
+        )
+    return functional.one_hot(targets, num_classes).to(device, torch.float32)
