@@ -1,17 +1,16 @@
 """From noise to pictures, step by step: DDIM and DDPM.
 
-Time runs from 1 to 0 in equal steps. At each the network tells picture and noise apart, and the
-two are mixed again with less noise:
+Time runs from 1 to 0 in equal steps. At each the network tells picture and noise apart, and less
+noise is mixed in again; with gamma now, gamma' at the next time and alpha = gamma / gamma':
 
-    next = sqrt(gamma') clean + k noise + sigma fresh
+    ddim        next = sqrt(gamma') clean + sqrt(1 - gamma') noise
+    ddpm        next = (noisy - (1 - alpha) / sqrt(1 - gamma) noise) / sqrt(alpha) + sigma fresh
+                sigma^2 = 1 - alpha
+    ddpm@small  sigma^2 = (1 - alpha) (1 - gamma') / (1 - gamma)
 
-    ddim        k = sqrt(1 - gamma')                              sigma = 0
-    ddpm        k = sqrt(alpha) (1 - gamma') / sqrt(1 - gamma)    sigma^2 = 1 - alpha
-    ddpm@small  the same k                 sigma^2 = (1 - alpha) (1 - gamma') / (1 - gamma)
-
-with gamma now, gamma' at the next time and alpha = gamma / gamma'. As noise = (noisy - sqrt(gamma)
-clean) / sqrt(1 - gamma), the mean of ddpm is the official one, without its difference of numbers
-that are nearly the same.
+All of it in the precision of the start, in the official order: where alpha is tiny, at the first
+step, ddpm subtracts what is nearly the same, which in float32 costs three digits. Another order
+would be more exact and miss the official samples by more than their tolerance.
 Source: google-research/pix2seq, models/diffusion_utils.py; Ho et al. 2020, arXiv:2006.11239;
 Song et al. 2021, arXiv:2010.02502; time shift: Chen et al. 2022, arXiv:2208.04202.
 """
@@ -20,45 +19,49 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from fit_model.checks import finite, one_of, positive
-from fit_model.noise import SMALLEST_VARIANCE, Schedule, Values, estimate
+from fit_model.noise import Estimate, Schedule, Values, estimate
 from fit_model.noise import schedule as schedule_of
 
-Share = Float64[Tensor, ""]
-"""A gamma, in float64: 1 - gamma and gamma / gamma' lose too many digits in float32."""
+Share = Float[Tensor, ""]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mix:
-    """How much of the noise stays, and how much fresh noise (its deviation) replaces it."""
+class Next:
+    """What follows a step: its mean and the deviation of what is drawn around it, if anything."""
 
-    kept: Share
-    fresh: Share | None = None
-
-
-def _ddim(now: Share, then: Share) -> Mix:
-    return Mix(kept=(1 - then).sqrt())
+    mean: Values
+    deviation: Share | None = None
 
 
-def _ddpm_large(now: Share, then: Share) -> Mix:
+def _ddim(noisy: Values, found: Estimate, now: Share, then: Share) -> Next:
+    return Next(mean=then.sqrt() * found.clean + (1 - then).sqrt() * found.noise)
+
+
+def _ddpm_large(noisy: Values, found: Estimate, now: Share, then: Share) -> Next:
     alpha = (now / then).clamp(max=1)
-    return Mix(kept=alpha.sqrt() * (1 - then) / (1 - now).sqrt(), fresh=(1 - alpha).sqrt())
+    mean = (noisy - (1 - alpha) / (1 - now).sqrt() * found.noise) / alpha.sqrt()
+    return Next(mean=mean, deviation=(1 - alpha).sqrt())
 
 
-def _ddpm_small(now: Share, then: Share) -> Mix:
-    large, alpha = _ddpm_large(now, then), (now / then).clamp(max=1)
-    return Mix(kept=large.kept, fresh=((1 - alpha) * (1 - then) / (1 - now)).sqrt())
+def _ddpm_small(noisy: Values, found: Estimate, now: Share, then: Share) -> Next:
+    alpha = (now / then).clamp(max=1)
+    return Next(
+        mean=_ddpm_large(noisy, found, now, then).mean,
+        deviation=((1 - alpha) * (1 - then) / (1 - now)).sqrt(),
+    )
 
 
-SAMPLERS: dict[str, Callable[[Share, Share], Mix]] = {
+SAMPLERS: dict[str, Callable[[Tensor, Estimate, Tensor, Tensor], Next]] = {
     "ddim": _ddim,
     "ddpm": _ddpm_large,
     "ddpm@large": _ddpm_large,
     "ddpm@small": _ddpm_small,
 }
+"""Of the noisy picture, what was found in it, gamma now and at the next time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +97,10 @@ def guided(with_label: Values, without_label: Values, *, guidance: float) -> Val
 
 
 def times(
-    *, steps: int, time_shift: float
-) -> tuple[Float64[Tensor, " {steps}"], Float64[Tensor, " {steps}"]]:
+    *, steps: int, time_shift: float, dtype: torch.dtype
+) -> tuple[Float[Tensor, " {steps}"], Float[Tensor, " {steps}"]]:
     """The time of every step, from 1 down to 1 / steps, and the time that it leads to."""
-    number = torch.arange(steps, dtype=torch.float64)
+    number = torch.arange(steps, dtype=dtype)
     return 1 - number / steps, (1 - (number + 1 + time_shift) / steps).clamp(min=0)
 
 
@@ -128,18 +131,20 @@ def sample(
         progress: called after every step.
     """
     curve = schedule if config.schedule is None else schedule_of(config.schedule)
-    here, there = times(steps=config.steps, time_shift=config.time_shift)
-    gammas, next_gammas = curve(here).clamp(max=1 - SMALLEST_VARIANCE), curve(there)
+    precision = torch.promote_types(start.dtype, torch.float32)
+    here, there = times(steps=config.steps, time_shift=config.time_shift, dtype=precision)
+    below_one = 1 - torch.finfo(precision).eps  # 1 would leave no noise to divide by
+    gammas, next_gammas = curve(here).clamp(max=below_one), curve(there)
     shown = gammas.to(start)
     noisy, clean = start, start
     for step, (now, then) in enumerate(zip(gammas, next_gammas, strict=True)):
         found = estimate(denoise(noisy, shown[step]), noisy, now, kind=prediction, limit=limit)
         clean = found.clean
         if step + 1 < config.steps:
-            mix = SAMPLERS[config.sampler](now, then)
-            noisy = then.sqrt() * clean + mix.kept * found.noise
-            if mix.fresh is not None:
-                noisy = noisy + mix.fresh * draw()
+            follows = SAMPLERS[config.sampler](noisy, found, now, then)
+            noisy = follows.mean
+            if follows.deviation is not None:
+                noisy = noisy + follows.deviation * draw()
         if progress is not None:
             progress()
     return clean

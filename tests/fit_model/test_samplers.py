@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fit_model.noise import PREDICTIONS, noised, schedule
+from fit_model.noise import PREDICTIONS, Estimate, noised, schedule
 from fit_model.samplers import SAMPLERS, SamplingConfig, guided, sample, times
 
 SHAPE = (3, 4, 5)
@@ -38,7 +38,7 @@ def drawn(config, *, start, draws=None, name="cosine", prediction="eps", limit=1
 
 
 def official(config, *, start, draws, gamma_of, prediction, limit):
-    """The official loop in numpy, float64, from its formulas as published."""
+    """The official loop in numpy, from its formulas as published, in the precision of start."""
 
     def seen(x, gamma):
         out = network(torch.from_numpy(x), torch.tensor(gamma, dtype=torch.float64)).numpy()
@@ -48,6 +48,7 @@ def official(config, *, start, draws, gamma_of, prediction, limit):
             clean = math.sqrt(gamma) * x - math.sqrt(1 - gamma) * out
         else:
             clean = out
+        assert clean.dtype == x.dtype
         clean = np.clip(clean, -limit, limit)
         return clean, (x - math.sqrt(gamma) * clean) / math.sqrt(1 - gamma)
 
@@ -68,16 +69,17 @@ def official(config, *, start, draws, gamma_of, prediction, limit):
     return clean
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("time_shift", [0.0, 0.75])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_goes_the_official_way(sampler, prediction, time_shift):
+def test_every_sampler_goes_the_official_way(sampler, prediction, time_shift, dtype, tolerance):
     config = SamplingConfig(sampler=sampler, steps=7, time_shift=time_shift)
-    start, *draws = noises(8)
+    start, *draws = noises(8, dtype=dtype)
     curve = schedule("sigmoid@-3,3,0.9")
 
     def gamma_of(t):
-        return float(curve(torch.tensor(t, dtype=torch.float64)))
+        return float(curve(torch.tensor(t, dtype=dtype)))
 
     wanted = official(
         config, start=start, draws=draws, gamma_of=gamma_of, prediction=prediction, limit=0.2
@@ -85,7 +87,7 @@ def test_every_sampler_goes_the_official_way(sampler, prediction, time_shift):
     found = drawn(
         config, start=start, draws=draws, name="sigmoid@-3,3,0.9", prediction=prediction, limit=0.2
     )
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=tolerance)
     assert 0 < (np.abs(wanted) < 0.199).mean() < 1
 
 
@@ -115,20 +117,22 @@ def test_ddim_with_perfect_predictions_stays_on_the_straight_way(name, predictio
 @pytest.mark.parametrize("name", NAMES)
 def test_ddpm_keeps_the_spread_that_its_variance_is_right_for(name):
     gamma = schedule(name)(torch.linspace(1, 0.02, 40, dtype=torch.float64))
+    zero, one = gamma.new_zeros(()), gamma.new_ones(())
     for now, then in itertools.pairwise(gamma):
-        small = SAMPLERS["ddpm@small"](now, then)  # of data at one point: noise has 1 - gamma
-        torch.testing.assert_close(small.kept**2 + small.fresh**2, 1 - then)
-        large = SAMPLERS["ddpm@large"](now, then)  # of standard normal data: all has variance 1
-        mean = then.sqrt() * now.sqrt() + large.kept * (1 - now).sqrt()
-        torch.testing.assert_close(mean**2 + large.fresh**2, torch.ones_like(now))
+        only_noise = Estimate(clean=zero, noise=one)  # data at one point: the rest has 1 - gamma
+        small = SAMPLERS["ddpm@small"]((1 - now).sqrt(), only_noise, now, then)
+        torch.testing.assert_close(small.mean**2 + small.deviation**2, 1 - then)
+        expected = Estimate(clean=now.sqrt(), noise=(1 - now).sqrt())  # standard normal data
+        large = SAMPLERS["ddpm@large"](one, expected, now, then)
+        torch.testing.assert_close(large.mean**2 + large.deviation**2, one)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_rounding_in_a_flat_schedule_gives_no_nan(sampler):
-    then = torch.tensor(0.5, dtype=torch.float64)
-    mix = SAMPLERS[sampler](then + 1e-15, then)
-    assert mix.kept.isfinite()
-    assert mix.fresh is None or mix.fresh == 0
+    noisy, then = noises(1)[0], torch.tensor(0.5, dtype=torch.float64)
+    follows = SAMPLERS[sampler](noisy, Estimate(clean=noisy, noise=noisy), then + 1e-15, then)
+    assert follows.mean.isfinite().all()
+    assert follows.deviation is None or follows.deviation == 0
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -152,15 +156,24 @@ def test_normal_data_is_sampled_with_its_mean_and_deviation(sampler):
     assert float(found.std()) == pytest.approx(deviation, abs=0.015)
 
 
-def test_single_precision_gives_the_samples_of_double_precision():
-    config = SamplingConfig(sampler="ddpm", steps=20)
+@pytest.mark.parametrize(("sampler", "tolerance"), [("ddim", 1e-5), ("ddpm", 1e-3)])
+def test_single_precision_gives_the_samples_of_double_precision(sampler, tolerance):
+    config = SamplingConfig(sampler=sampler, steps=20)
     start, *draws = noises(21, dtype=torch.float32)
     single = drawn(config, start=start, draws=draws, prediction="v")
     double = drawn(
         config, start=start.double(), draws=[noise.double() for noise in draws], prediction="v"
     )
     assert single.dtype == torch.float32
-    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-5)
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=tolerance)
+
+
+def test_half_precision_pictures_are_sampled_with_exact_noise_levels():
+    start = noises(1, dtype=torch.float32)[0].to(torch.bfloat16)
+    found = drawn(SamplingConfig(steps=100), start=start, prediction="x")
+    wanted = drawn(SamplingConfig(steps=100), start=start.double(), prediction="x")
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -210,10 +223,11 @@ def test_a_sampling_schedule_takes_the_place_of_the_one_of_training():
 
 
 def test_a_time_shift_makes_each_step_lead_further():
-    here, there = times(steps=4, time_shift=0.5)
+    here, there = times(steps=4, time_shift=0.5, dtype=torch.float32)
     assert here.tolist() == [1, 0.75, 0.5, 0.25]
     assert there.tolist() == [0.625, 0.375, 0.125, 0]
-    assert times(steps=4, time_shift=0.0)[1].tolist() == [0.75, 0.5, 0.25, 0]
+    _, plain = times(steps=4, time_shift=0.0, dtype=torch.float64)
+    assert plain.tolist() == [0.75, 0.5, 0.25, 0]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
