@@ -51,6 +51,16 @@ def forward_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
     return ends + sum(_trunk_macs(trunk, patches + named, count) for count in groups_per_image)
 
 
+def training_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
+    """Multiply-adds of one training step: backward costs two forwards, recomputing is no use.
+
+    The first pass of self-conditioning is one forward more.
+    """
+    face = config.face
+    shown = isinstance(face, DiffusionConfig) and face.self_conditioning == "latent"
+    return (4 if shown else 3) * forward_macs(config, groups_per_image)
+
+
 def _num_classes(config: ModelConfig) -> int:
     """What a generative model may be asked for; 0 if nothing."""
     return len(cast(GenerateConfig, config.head).classes)

@@ -55,7 +55,7 @@ def sequences_of(
     """The sub-pixels of all images as levels, patches in order; patches not stored are skipped."""
     across = batch.pixels.shape[1] // patch_px
     values = patches_of(shares(batch, config=config), patch_px=patch_px)
-    levels = (values * (num_levels - 1)).round().long()
+    levels = (values * (num_levels - 1)).round().long().flatten(0, 1)
     places = patch_places(batch.places, across=across, order=order)
     sequence = sequence_order(places, order=order)
     return Sequences(levels=levels[sequence], places=take(places, sequence))

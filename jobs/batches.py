@@ -21,8 +21,10 @@ class Batch:
     """The images that one worker sees in one micro-step."""
 
     groups: GroupBatch
-    targets: Tensor
-    """Class indices [b] or numbers [b k]."""
+    targets: Tensor | None
+    """Class indices [b] or numbers [b k]; None where a model takes no label."""
+    seeds: Tensor
+    """What each image's chance is drawn from, [b], the same on any number of workers."""
     weights: Tensor
     """Share of the global batch's mean that each image carries, [b]; 0 marks padding."""
 
@@ -111,9 +113,15 @@ class Feed:
             groups=collate(
                 [read_groups(self.dataset, self.labelled.records[index]) for index in chosen]
             ),
-            targets=self.labelled.values[chosen],
+            targets=None if self.labelled.values is None else self.labelled.values[chosen],
+            seeds=torch.tensor([image_seed(self.config.seed, step=step, image=i) for i in chosen]),
             weights=torch.tensor(weights),
         )
+
+
+def image_seed(seed: int, *, step: int, image: int) -> int:
+    """Seed of what chance decides about an image (by its number) in one step; 63 bits."""
+    return int(np.random.SeedSequence([seed, step, image]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def read_groups(dataset: Dataset, record: ImageRecord) -> GroupBatch:

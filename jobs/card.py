@@ -4,8 +4,27 @@ from collections.abc import Mapping
 
 from fit_model.flops import num_parameters
 from fit_model.heads import ClassifyConfig
-from fit_model.models import ModelConfig
+from fit_model.model import ModelConfig
+from fit_model.pixels import GenerateConfig
 from pipeline.dataset import Dataset
+
+FACES = {
+    "encoder": "encoder",
+    "diffusion": "diffusion decoder",
+    "autoregressive": "autoregressive decoder",
+}
+
+
+def purpose(model: ModelConfig) -> str:
+    """What the model is for, its first words to be printed bold."""
+    head = model.head
+    if isinstance(head, GenerateConfig):
+        asked = f"of {head.target}: {', '.join(head.classes)}" if head.classes else "of no class"
+        span = f"{head.pixel_low:g} to {head.pixel_high:g}"
+        return f"Makes** images {asked}; pixels {head.pixel_dtype}, {span}"
+    if isinstance(head, ClassifyConfig):
+        return f"Predicts** {head.target}: one of {', '.join(head.classes)}"
+    return f"Predicts** numbers: {', '.join(head.targets)}"
 
 
 def model_card(
@@ -19,12 +38,7 @@ def model_card(
     metrics: Mapping[str, float],
 ) -> str:
     """Markdown for the registry's page and for the folder that `models pull` gives."""
-    trunk, pixels, head = model.encoder.trunk, model.input, model.head
-    predicts = (
-        f"{head.target}: one of {', '.join(head.classes)}"
-        if isinstance(head, ClassifyConfig)
-        else f"numbers: {', '.join(head.targets)}"
-    )
+    trunk, pixels = model.face.trunk, model.input
     images = [image for image in dataset.images(split) if image.groups]
     sizes = sorted({(image.height_px, image.width_px) for image in images})
     shown = ", ".join([f"{height} x {width}" for height, width in sizes[:6]])
@@ -33,12 +47,12 @@ def model_card(
     figures = "\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()))
     return f"""# {name}
 
-FIT encoder (Far-reaching Interleaved Transformers, arXiv:2305.12689),
+FIT {FACES[model.face.kind]} (Far-reaching Interleaved Transformers, arXiv:2305.12689),
 {parameters:,} parameters.
 
-- **Predicts** {predicts}
+- **{purpose(model)}
 - **Takes** images of {pixels.bands} bands in groups of {pixels.group_side_px} px,
-  patches of {model.encoder.patch_px} px; any number of groups an image
+  patches of {model.face.patch_px} px; any number of groups an image
 - **Body** layers {trunk.layers}, widths {trunk.width} and {trunk.latent_width},
   {trunk.latents_per_group} latents a group
 - **Trained on** {len(images)} images ({shown} px), dataset digest

@@ -9,12 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fit_model.flops import forward_macs
-from fit_model.models import ModelConfig
+from fit_model.flops import training_macs
+from fit_model.model import ModelConfig
 from jobs.batches import Batch
-
-TRAINING_FACTOR = 3
-"""Forward and backward cost three forwards; recomputation is no useful work."""
 
 
 class Meter:
@@ -51,7 +48,7 @@ class Meter:
         """The step's figures over all workers; every worker calls this once at the step's end."""
         step_s = time.perf_counter() - self.started_s
         tokens = sum(self.groups_per_image) * self.model.num_tokens
-        macs = forward_macs(self.model, self.groups_per_image)
+        macs = training_macs(self.model, self.groups_per_image)
         sums = self._reduce([self.loss, self.megapixels, tokens, macs], dist.ReduceOp.SUM)
         worst = self._reduce([step_s, self.waited_s / step_s, self.peak_gb()], dist.ReduceOp.MAX)
         loss, megapixels, all_tokens, all_macs = sums
@@ -69,7 +66,7 @@ class Meter:
         if norm is not None:
             metrics["grad_norm"] = float(norm)
         if peak_tflops:
-            tflops = 2 * TRAINING_FACTOR * all_macs / slowest_s / 1e12
+            tflops = 2 * all_macs / slowest_s / 1e12
             metrics["mfu"] = tflops / (peak_tflops * dist.get_world_size())
         return metrics
 

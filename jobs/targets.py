@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fit_model.heads import ClassifyConfig, HeadConfig, RegressConfig
+from fit_model.heads import ClassifyConfig, RegressConfig
+from fit_model.pixels import GenerateConfig
 from pipeline.dataset import Dataset, ImageRecord
 
 
@@ -33,20 +34,36 @@ class RegressTarget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateTarget:
+    """The images themselves, asked for by the classes of a label column or by nothing."""
+
+    kind: Literal["generate"] = "generate"
+    label: str | None = None
+    """None trains without labels."""
+    pixel_range: tuple[float, float] | None = None
+    """Between which two values all pixels lie; None takes all that uint8 or uint16 can hold."""
+
+
+Target = ClassifyTarget | RegressTarget | GenerateTarget
+HeadConfig = ClassifyConfig | RegressConfig | GenerateConfig
+PIXEL_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Labelled:
     """Images that have something to see and something to learn."""
 
     records: tuple[ImageRecord, ...]
-    values: Tensor
-    """Class indices, int64 [images], or numbers, float64 [images, targets]."""
+    values: Tensor | None
+    """Class indices, int64 [images], or numbers, float64 [images, targets]; None without labels."""
     without_groups: int
     """Images that were left out because nothing but background was found in them."""
 
 
-def head_config(
-    target: ClassifyTarget | RegressTarget, dataset: Dataset, *, split: str
-) -> HeadConfig:
+def head_config(target: Target, dataset: Dataset, *, split: str) -> HeadConfig:
     """The head for these labels: classes of the dataset, or mean and deviation over `split`."""
+    if isinstance(target, GenerateTarget):
+        return _generate_config(target, dataset)
     if isinstance(target, ClassifyTarget):
         _require(dataset, target.label, kind="class")
         classes = dataset.info.classes[target.label]
@@ -71,14 +88,46 @@ def read_labelled(dataset: Dataset, head: HeadConfig, *, split: str) -> Labelled
     """The images of a split with their targets as this head counts them."""
     every = dataset.images(split=split)
     records = _seen(dataset, split)
-    if isinstance(head, ClassifyConfig):
-        _require(dataset, head.target, kind="class")
-        values = torch.tensor([_class_index(record, head) for record in records])
+    values = None
+    if isinstance(head, GenerateConfig):
+        _require_whole_groups(records, side_px=dataset.info.group_side_px)
+    if isinstance(head, ClassifyConfig | GenerateConfig):
+        if head.target is not None:
+            _require(dataset, head.target, kind="class")
+            values = torch.tensor([_class_index(record, head) for record in records])
     else:
         for label in head.targets:
             _require(dataset, label, kind="number")
         values = _numbers(records, head.targets)
     return Labelled(records=tuple(records), values=values, without_groups=len(every) - len(records))
+
+
+def _generate_config(target: GenerateTarget, dataset: Dataset) -> GenerateConfig:
+    dtype = dataset.format.dtype
+    pixel_range = target.pixel_range or PIXEL_RANGES.get(dtype)
+    if pixel_range is None:
+        raise ValueError(
+            f"pixels are {dtype}: say between which values they lie, as target.pixel_range=[0,1]"
+        )
+    if target.label is not None:
+        _require(dataset, target.label, kind="class")
+    return GenerateConfig(
+        target=target.label,
+        classes=() if target.label is None else dataset.info.classes[target.label],
+        pixel_dtype=dtype,
+        pixel_low=pixel_range[0],
+        pixel_high=pixel_range[1],
+    )
+
+
+def _require_whole_groups(records: list[ImageRecord], *, side_px: int) -> None:
+    for record in records:
+        if record.height_px % side_px or record.width_px % side_px:
+            raise ValueError(
+                f"image {record.image_id!r} is {record.height_px} x {record.width_px} px, which "
+                f"groups of {side_px} px do not divide, and a model that makes images would learn "
+                "the rest as picture: crop it, or preprocess with another grouping.group_side_px"
+            )
 
 
 def _seen(dataset: Dataset, split: str) -> list[ImageRecord]:
@@ -101,8 +150,8 @@ def _require(dataset: Dataset, label: str, *, kind: str) -> None:
         raise ValueError(f"label {label!r} holds a {columns[label]}: use target.kind={remedy}")
 
 
-def _class_index(record: ImageRecord, head: ClassifyConfig) -> int:
-    name = record.labels[head.target]
+def _class_index(record: ImageRecord, head: ClassifyConfig | GenerateConfig) -> int:
+    name = record.labels[str(head.target)]
     if name not in head.classes:
         raise ValueError(
             f"image {record.image_id!r} has {head.target} {name!r}, "

@@ -17,9 +17,11 @@ from typing import Any
 
 from rich.console import Console
 
+from fit_model.autoregressive import AutoregressiveConfig
+from fit_model.denoiser import DiffusionConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.flops import num_parameters
-from fit_model.models import ModelConfig
+from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
 from jobs import registry
 from jobs.batches import BatchConfig
@@ -30,7 +32,13 @@ from jobs.engine import EngineConfig, OptimizerConfig
 from jobs.errors import UserError
 from jobs.monitor import Monitor
 from jobs.settings import to_dict, to_flat_dict
-from jobs.targets import ClassifyTarget, RegressTarget, head_config, read_labelled
+from jobs.targets import (
+    ClassifyTarget,
+    GenerateTarget,
+    RegressTarget,
+    head_config,
+    read_labelled,
+)
 from jobs.tracking import Run, open_run
 from jobs.worker import Assignment, RecordConfig
 from jobs.workers import WorkersConfig, fit, require_workers
@@ -46,8 +54,8 @@ class TrainConfig:
     """Of the run; its checkpoints lie in storage_path/name."""
     dataset: str
     total_steps: int
-    model: EncoderConfig
-    target: ClassifyTarget | RegressTarget
+    model: EncoderConfig | DiffusionConfig | AutoregressiveConfig
+    target: ClassifyTarget | RegressTarget | GenerateTarget
     storage_path: str = "runs"
     split: str = "train"
     experiment: str = "farreach"
@@ -141,7 +149,7 @@ def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
     """The user's architecture, completed by what the dataset says of its pixels and labels."""
     pixels = dataset.format
     return ModelConfig(
-        encoder=config.model,
+        face=config.model,
         input=InputConfig(
             bands=pixels.bands,
             group_side_px=dataset.info.group_side_px,

@@ -13,7 +13,9 @@ import ray.train.torch
 import torch
 from torch import Tensor
 
-from fit_model.models import ModelConfig, build
+from fit_model.model import ModelConfig
+from fit_model.models import build
+from fit_model.objective import PREFIX, Objective
 from fit_model.optimize import learning_rate_factor
 from fit_model.weights import save_tensors
 from jobs.batches import Batch, BatchConfig, Feed
@@ -85,7 +87,7 @@ class Loop:
         # every worker draws the same initial weights
         torch.manual_seed(task.batch.seed)
         self.engine = build_engine(
-            build(task.model).to(self.device),
+            Objective(build(task.model)).to(self.device),
             optimizer=task.optimizer,
             engine=task.engine,
             accumulation=task.batch.accumulation,
@@ -151,8 +153,8 @@ class Loop:
         DeepSpeed divides by the micro-steps and averages over the workers; the factor undoes both,
         so that the gradient is the mean over the global batch however many workers share it.
         """
-        outputs = self.engine(batch.groups.to(self.device))
-        losses = self.engine.module.head.losses(outputs, batch.targets.to(self.device))
+        targets = None if batch.targets is None else batch.targets.to(self.device)
+        losses = self.engine(batch.groups.to(self.device), targets, batch.seeds)
         loss = (losses * batch.weights.to(self.device)).sum()
         self.engine.backward(loss * self.task.batch.accumulation * self.num_workers)
         self.engine.step()
@@ -169,7 +171,7 @@ class Loop:
         weights: dict[str, Tensor] = {}
         for name, weight in full_weights(self.engine) if last else ():
             if self.rank == 0:
-                weights[name] = weight
+                weights[name.removeprefix(PREFIX)] = weight
         with saved(self.engine, step=done, records=self.recent) as checkpoint:
             if weights:
                 save_tensors(weights, self.task.model, Path(checkpoint.path) / MODEL_FOLDER)

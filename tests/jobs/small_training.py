@@ -10,7 +10,8 @@ import torch
 from fit_model.body import TrunkConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.groups import GroupBatch
-from fit_model.models import Model, ModelConfig, build
+from fit_model.model import Model, ModelConfig
+from fit_model.models import build
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
 from jobs.targets import ClassifyTarget, RegressTarget
