@@ -4,33 +4,27 @@ Run      farreach evaluate CONFIG.yaml [key=value ...]
 Submit   farreach submit evaluate CONFIG.yaml [key=value ...] --address http://HEAD:8265
 Reads    `model`: NAME@alias or NAME/version of the registry, or a folder; `dataset`
 Writes   to the MLflow run that trained the model (a new run for a folder): accuracy, balanced
-         accuracy, AUROC and a picture of the confusion matrix; errors and R^2 for numbers
+         accuracy, AUROC and a picture of the confusion matrix; errors and R^2 for numbers; of a
+         diffusion model its loss at ten noise levels; of an autoregressive one bits a sub-pixel
 Needs    a CPU core (or a GPU) a worker
 Again    measures again, and writes over the figures of the same split
 
 Example  farreach evaluate evaluate.yaml model=scenes@challenger split=test
 """
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from fit_model import weights
-from fit_model.heads import ClassifyConfig
-from fit_model.models import Model
 from jobs import registry
 from jobs.cluster import connect
-from jobs.metrics import class_scores, number_scores
-from jobs.pictures import confusion_picture, prediction_picture
-from jobs.predictions import predict
+from jobs.model_source import Source, is_folder, source
+from jobs.predictions import measure
+from jobs.scores import score
 from jobs.targets import Labelled, read_labelled
 from jobs.tracking import Run, ended_run, open_run
 from jobs.workers import WorkersConfig, require_workers
@@ -65,20 +59,23 @@ def main(config: EvaluateConfig) -> dict[str, float]:
         labelled = read_labelled(dataset, model.config.head, split=config.split)
         with connect():
             require_workers(config.workers)
-            outputs = predict(
+            measured = measure(
                 model,
                 str(Location.of(config.dataset)),
-                labelled.records,
+                labelled,
                 images_per_batch=config.images_per_batch,
                 config=config.workers,
                 console=console,
             )
+        scores = score(model, measured, labelled)
+        named = {f"{config.split}/{name}": value for name, value in scores.values.items()}
         with run_of(found, config) as run:
-            scores = score(model, outputs, labelled, split=config.split, run=run)
+            for name, picture in scores.pictures.items():
+                run.log_figure(picture, f"{config.split}/{name}.png")
             if found.registered is None:
-                run.log_metrics(scores, step=0)
+                run.log_metrics(named, step=0)
             else:
-                registry.record_metrics(found.registered, scores)
+                registry.record_metrics(found.registered, named)
             run.log_dataset(
                 config.dataset,
                 name=config.split,
@@ -86,38 +83,8 @@ def main(config: EvaluateConfig) -> dict[str, float]:
                 context="evaluation",
                 counts={"images": len(labelled.records)},
             )
-    tell(config, scores, labelled, console)
-    return scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A model on this machine's disk, and where it came from."""
-
-    folder: Path
-    registered: registry.Registered | None
-
-
-@contextmanager
-def source(model: str) -> Iterator[Source]:
-    """The model that the user named: a local folder as it is, all else fetched for the while."""
-    if is_folder(model) and "://" not in model:
-        yield Source(folder=Path(model), registered=None)
-        return
-    with tempfile.TemporaryDirectory(prefix="farreach-model-") as draft:
-        folder = Path(draft) / "model"
-        if is_folder(model):
-            folder.mkdir()
-            for name in (weights.CONFIG, weights.WEIGHTS):
-                (folder / name).write_bytes(Location.of(model).child(name).read_bytes())
-            yield Source(folder=folder, registered=None)
-        else:
-            yield Source(folder=folder, registered=registry.pull(model, folder))
-
-
-def is_folder(model: str) -> bool:
-    """Whether the user named a place, and not a model of the registry."""
-    return "://" in model or Path(model).is_dir()
+    tell(config, named, labelled, console)
+    return named
 
 
 def run_of(found: Source, config: EvaluateConfig) -> AbstractContextManager[Run]:
@@ -127,26 +94,6 @@ def run_of(found: Source, config: EvaluateConfig) -> AbstractContextManager[Run]
     return open_run(
         config.experiment, name=f"evaluate {Path(config.model).name}", system_metrics=False
     )
-
-
-def score(
-    model: Model, outputs: NDArray[np.float64], labelled: Labelled, *, split: str, run: Run
-) -> dict[str, float]:
-    """Scores by name, with the split before them; their pictures go into the run."""
-    head = model.config.head
-    truth = labelled.values.numpy()
-    if isinstance(head, ClassifyConfig):
-        classified = class_scores(outputs, truth)
-        named = classified.as_metrics()
-        picture = confusion_picture(classified.confusion, head.classes)
-        run.log_figure(picture, f"{split}/confusion.png")
-    else:
-        predicted = model.head.predictions(torch.from_numpy(outputs)).numpy()
-        named = number_scores(predicted, truth, head.targets)
-        for column, name in enumerate(head.targets):
-            picture = prediction_picture(truth[:, column], predicted[:, column], name)
-            run.log_figure(picture, f"{split}/{name}.png")
-    return {f"{split}/{name}": value for name, value in named.items()}
 
 
 def tell(

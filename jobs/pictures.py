@@ -1,5 +1,6 @@
 """Pictures for the record of a run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,4 +39,30 @@ def prediction_picture(
     axes.scatter(truth, predicted, s=12)
     axes.set_xlabel(f"true {name}")
     axes.set_ylabel(f"predicted {name}")
+    return figure
+
+
+def noise_picture(losses: NDArray[np.float64], times: Sequence[float]) -> Figure:
+    """Denoising losses [images, times] against time: their mean, and where half of them lie."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes: Any = figure.subplots()
+    low, high = np.quantile(losses, [0.25, 0.75], axis=0)
+    axes.fill_between(times, low, high, alpha=0.3, label="half of the images")
+    axes.plot(times, losses.mean(axis=0), marker="o", label="mean")
+    axes.set_xlabel("time: 0 is the picture, 1 is noise")
+    axes.set_ylabel("denoising loss")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def bits_picture(bits: NDArray[np.float64], mean: float) -> Figure:
+    """How many images need how many bits a sub-pixel."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.hist(bits, bins=min(40, max(5, len(bits) // 5)))
+    axes.axvline(mean, color="black", linewidth=1, label=f"{mean:.3f} over all sub-pixels")
+    axes.set_xlabel("bits a sub-pixel")
+    axes.set_ylabel("images")
+    axes.legend()
     return figure
