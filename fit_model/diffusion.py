@@ -23,7 +23,7 @@ from fit_model.denoising import Steps, denoised, image_means, per_image, spread
 from fit_model.groups import GroupBatch, Places
 from fit_model.model import Model, ModelConfig
 from fit_model.noise import estimate, noised, schedule
-from fit_model.pixels import GenerateConfig, one_hot, pixels_of, shares
+from fit_model.pixels import GenerateConfig, one_hot, pixels_of, require_guidable, shares
 from fit_model.samplers import SamplingConfig, sample
 from fit_model.shapes import Latents, Outputs, Patches
 from fit_model.tokens import patches_of, squares_of
@@ -105,7 +105,7 @@ class DiffusionModel(Model):
         progress: Callable[[], None] | None = None,
     ) -> Shaped[Tensor, "g side side bands"]:
         """Pixels of the groups of new images; each image depends on its own seed and class only."""
-        self.require_guidable(sampling)
+        require_guidable(sampling.guidance, config=self.head, label_dropout=self.face.label_dropout)
         device = places.image.device
         classes = one_hot(targets, config=self.head, device=device)
         channels, bands = self.config.patch_channels, self.config.input.bands
@@ -123,21 +123,6 @@ class DiffusionModel(Model):
         )
         values = squares_of(clean, patch_px=self.face.patch_px, bands=bands)
         return pixels_of((values / self.face.input_scale + 1.0) / 2.0, config=self.head)
-
-    def require_guidable(self, sampling: SamplingConfig) -> None:
-        """Refuse guidance where no image without a label was ever seen, or none with one."""
-        if sampling.guidance == 0.0:
-            return
-        if not self.head.classes:
-            raise ValueError(
-                f"guidance {sampling.guidance:g} needs labels, and this model was trained without: "
-                "leave guidance at 0"
-            )
-        if self.face.label_dropout == 0.0:
-            raise ValueError(
-                f"guidance {sampling.guidance:g} compares with no label, and this model always saw "
-                "one: leave guidance at 0, or train with model.label_dropout above 0"
-            )
 
     def clean(self, batch: GroupBatch) -> Patches:
         """Patches of the pixels, from -input_scale to input_scale."""

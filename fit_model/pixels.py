@@ -108,3 +108,19 @@ def one_hot(
             f"{', '.join(config.classes)}"
         )
     return functional.one_hot(targets, num_classes).to(device, torch.float32)
+
+
+def require_guidable(guidance: float, *, config: GenerateConfig, label_dropout: float) -> None:
+    """Refuse guidance where no image without a label was ever seen, or none with one."""
+    if guidance == 0.0:
+        return
+    if not config.classes:
+        raise ValueError(
+            f"guidance {guidance:g} needs labels, and this model was trained without: "
+            "leave guidance at 0"
+        )
+    if label_dropout == 0.0:
+        raise ValueError(
+            f"guidance {guidance:g} compares with no label, and this model always saw "
+            "one: leave guidance at 0, or train with model.label_dropout above 0"
+        )

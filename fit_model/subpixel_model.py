@@ -1,17 +1,28 @@
 """The autoregressive decoder as a model: trained on pixels, measured, asked for pictures."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from fit_model.autoregressive import AutoregressiveConfig, Decoder
-from fit_model.groups import GroupBatch
+from fit_model.choosing import DecodingConfig
+from fit_model.decoding import decode
+from fit_model.groups import GroupBatch, Places
 from fit_model.model import Model, ModelConfig
-from fit_model.pixels import GenerateConfig, one_hot
+from fit_model.pixels import GenerateConfig, one_hot, pixels_of, require_guidable
 from fit_model.shapes import Outputs
-from fit_model.subpixels import Sequences, sequences_of
+from fit_model.subpixels import (
+    Levels,
+    Sequences,
+    patch_places,
+    sequence_order,
+    sequences_of,
+    take,
+)
+from fit_model.tokens import squares_of
 
 
 class AutoregressiveModel(Model):
@@ -43,6 +54,62 @@ class AutoregressiveModel(Model):
         """Bits a sub-pixel of every image, with its label."""
         classes = one_hot(targets, config=self.head, device=batch.pixels.device)
         return self.bits(batch, classes)[:, None]
+
+    def generate(
+        self,
+        places: Places,
+        *,
+        targets: Int64[Tensor, " b"] | None,
+        seeds: Int64[Tensor, " b"],
+        sampling: DecodingConfig,
+        progress: Callable[[], None] | None = None,
+        known: Levels | None = None,
+    ) -> Shaped[Tensor, "g side side bands"]:
+        """Pixels of the groups of new images; each image depends on its own seed and class only.
+
+        Args:
+            places: of the stored groups, equally many an image; all images advance together.
+            targets: class numbers; None for a model without classes.
+            seeds: one an image.
+            sampling: how levels are chosen.
+            progress: called after every patch that is drawn, for all images at once.
+            known: what `first_patches` gives, for images that are to be completed.
+        """
+        require_guidable(sampling.guidance, config=self.head, label_dropout=self.face.label_dropout)
+        source, face = self.config.input, self.face
+        across = source.group_side_px // face.patch_px
+        patches = patch_places(places, across=across, order=face.order)
+        sequence = sequence_order(patches, order=face.order)
+        levels = decode(
+            self.decoder,
+            take(patches, sequence),
+            num_tokens=self.config.patch_channels,
+            classes=one_hot(targets, config=self.head, device=places.image.device),
+            seeds=seeds,
+            config=sampling,
+            known=known,
+            progress=progress,
+        )
+        stored = levels[sequence.argsort()].unflatten(0, (-1, across * across))
+        values = stored.to(torch.float64)
+        squares = squares_of(values, patch_px=face.patch_px, bands=source.bands)
+        return pixels_of(squares / (face.num_levels - 1), config=self.head)
+
+    def first_patches(self, batch: GroupBatch, *, num_patches: int) -> Levels:
+        """The first patches of every image in the order in which the decoder draws them.
+
+        Later pixels are not looked at, except that they must lie in the model's range.
+        """
+        read = self.sequences(batch)
+        counts = torch.bincount(read.places.image, minlength=batch.num_images)
+        if not 0 <= num_patches <= int(counts.min()):
+            raise ValueError(
+                f"num_patches is {num_patches}: the images have {int(counts.min())} patches of "
+                f"{self.face.patch_px} px"
+            )
+        order = torch.arange(len(read.levels), device=counts.device)
+        first = counts.cumsum(0) - counts
+        return read.levels[order - first[read.places.image] < num_patches]
 
     def bits(self, batch: GroupBatch, classes: Float[Tensor, "b k"] | None) -> Float[Tensor, " b"]:
         """Mean over the sub-pixels of -log2 of the probability of what is there."""
