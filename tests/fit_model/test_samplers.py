@@ -196,21 +196,22 @@ def test_ddpm_draws_once_between_two_steps():
         drawn(SamplingConfig(sampler="ddpm", steps=6), start=start, draws=draws)
 
 
-def test_the_network_sees_a_noise_level_for_all_images_in_the_precision_of_the_picture():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_network_sees_a_noise_level_for_all_images_in_the_precision_of_the_picture(dtype):
     seen = []
 
     def denoise(noisy, gamma):
         assert gamma.shape == ()
-        assert gamma.dtype == noisy.dtype == torch.float32
+        assert gamma.dtype == noisy.dtype == dtype
         seen.append(float(gamma))
         return noisy
 
     steps = []
     drawn(
-        SamplingConfig(steps=4), start=noises(1, dtype=torch.float32)[0], denoise=denoise,
+        SamplingConfig(steps=4), start=noises(1)[0].to(dtype), denoise=denoise,
         name="simple_linear", progress=lambda: steps.append(len(seen)),
     )  # fmt: skip
-    assert seen == pytest.approx([1e-9, 0.25, 0.5, 0.75])
+    assert seen == pytest.approx([1e-9, 0.25, 0.5, 0.75], rel=0.01, abs=0)
     assert steps == [1, 2, 3, 4]
 
 
