@@ -71,7 +71,7 @@ class TrunkConfig:
     local_operator: str = "softmax"
     global_operator: str = "softmax"
     dropout: float = 0.0
-    """Inside feed-forwards."""
+    """Inside the feed-forwards of local and global layers."""
     drop_path: float = 0.0
     """Of both residuals of a layer, the same in every layer."""
     local_mixing: Literal["attention", "none"] = "attention"
@@ -79,7 +79,7 @@ class TrunkConfig:
     after_exchange: Literal["nothing", "feed_forward"] = "nothing"
     """What follows a read and a write."""
     key_norm: Literal["layer_norm", "none"] = "layer_norm"
-    """Of what is read in a read and a write."""
+    """Of what is read: in a read, a write and the reading of a context."""
     checkpointing: Literal["none", "layer"] = "none"
     """"layer" keeps only the inputs of layers for the backward pass and computes them again."""
 
@@ -151,7 +151,7 @@ def exchange_layers(config: TrunkConfig, *, query_width: int, key_width: int) ->
             query_width=query_width, key_width=key_width, heads=heads, key_norm=config.key_norm
         ),
         "after": FeedForwardLayer(
-            width=query_width, mlp_ratio=config.mlp_ratio, dropout=config.dropout, drop_path=0.0
+            width=query_width, mlp_ratio=config.mlp_ratio, dropout=0.0, drop_path=0.0
         )
         if followed
         else None,
@@ -160,8 +160,8 @@ def exchange_layers(config: TrunkConfig, *, query_width: int, key_width: int) ->
 
 def condition_layer(config: TrunkConfig) -> CrossLayer:
     """The attention from latents to their image's context."""
-    width = config.latent_width
-    return CrossLayer(query_width=width, key_width=width, heads=config.latent_heads)
+    width, heads = config.latent_width, config.latent_heads
+    return CrossLayer(query_width=width, key_width=width, heads=heads, key_norm=config.key_norm)
 
 
 def local_layer(config: TrunkConfig, *, flow: Flow) -> SelfLayer | FeedForwardLayer:

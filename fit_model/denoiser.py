@@ -114,7 +114,7 @@ class LatentsBefore(nn.Module):
         super().__init__()
         width = config.latent_width
         self.think = FeedForwardLayer(
-            width=width, mlp_ratio=config.mlp_ratio, dropout=config.dropout, drop_path=0.0
+            width=width, mlp_ratio=config.mlp_ratio, dropout=0.0, drop_path=0.0
         )
         self.norm = layer_norm(width)
         nn.init.zeros_(self.norm.weight)

@@ -173,7 +173,7 @@ def _trunk_parameters(trunk: TrunkConfig, *, flow: Flow) -> int:
     if trunk.after_exchange == "feed_forward":
         read, write = read + _feed_forward(e, ratio), write + _feed_forward(d, ratio)
     if flow == "conditioned":
-        read += 4 * e * e + 8 * e
+        read += exchange(e, e, trunk.latent_heads)
     reads = sum(block.num_across > 0 for block in blocks)
     return (
         sum(block.num_local * local + block.num_across * across for block in blocks)

@@ -83,7 +83,7 @@ class Variables:
             state |= self.feed_forward(f"{official}/mlp/ffn", f"{ours}.after.feed_forward")
         return state
 
-    def cross(self, official: str, ours: str, *, key_norm: str = "layer_norm") -> State:
+    def cross(self, official: str, ours: str, *, key_norm: str) -> State:
         """One attention from one stream to another."""
         state = self.norm(f"{official}/cross_mha/ln", f"{ours}.query_norm")
         if key_norm == "layer_norm":
@@ -113,7 +113,9 @@ class Variables:
             if block.num_across:
                 state |= self.exchange(f"l2x_cross_attn{number}", f"{ours}.read", config)
                 for name in conditioned:
-                    state |= self.cross(f"{name}{number}", f"{ours}.condition.layer")
+                    state |= self.cross(
+                        f"{name}{number}", f"{ours}.condition.layer", key_norm=config.key_norm
+                    )
             if place < len(blocks) - 1:
                 state |= self.exchange(f"x2l_cross_attn{number}", f"{ours}.write", config)
         return state
