@@ -36,5 +36,7 @@ def causal_softmax(
     """causal_softmax_reference by PyTorch's fused kernels: half the work, no score matrix."""
     if may_attend is None and query.shape[2] == key.shape[2]:
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    if may_attend is None and query.shape[2] == 1:
+        return functional.scaled_dot_product_attention(query, key, value)
     past = seen_by(query.shape[2], key.shape[2], device=query.device)
     return softmax(query, key, value, may_attend=past if may_attend is None else may_attend & past)
