@@ -44,6 +44,13 @@ class GenerateConfig:
             raise ValueError(
                 f"pixel_low {self.pixel_low} must lie below pixel_high {self.pixel_high}"
             )
+        dtype = PIXEL_DTYPES[self.pixel_dtype]
+        holds = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+        if self.pixel_low < holds.min or self.pixel_high > holds.max:
+            raise ValueError(
+                f"{self.pixel_dtype} holds {holds.min:g} to {holds.max:g}, not {self.pixel_low:g} "
+                f"to {self.pixel_high:g}: set target.pixel_range to what the images hold"
+            )
         if (self.target is None) != (not self.classes):
             raise ValueError(f"target {self.target!r} does not fit {len(self.classes)} classes")
         if len(set(self.classes)) < len(self.classes):
@@ -59,17 +66,27 @@ def shares(
     """
     source = batch.pixels
     wide = exact if source.dtype in EXACT_IN_FLOAT32 else torch.float64
-    values = (source.to(wide) - config.pixel_low) / (config.pixel_high - config.pixel_low)
+    raw = source.to(wide)
     if source.device.type == "cpu":
         require_whole_groups(batch)
-        outside = ~((values >= 0.0) & (values <= 1.0))
-        if outside.any():
-            raise ValueError(
-                f"a pixel is {source.to(torch.float64)[outside][0]:g}, outside "
-                f"{config.pixel_low:g} to {config.pixel_high:g}: "
-                "set target.pixel_range to what the images hold"
-            )
-    return values.to(exact)
+        require_range(source, raw, config=config)
+    values = (raw - config.pixel_low) / (config.pixel_high - config.pixel_low)
+    return values.clamp(0.0, 1.0).to(exact)
+
+
+def require_range(
+    source: Shaped[Tensor, "*p"], raw: Float[Tensor, "*p"], *, config: GenerateConfig
+) -> None:
+    """Refuse pixels beyond the range, NaN too; `raw` is the source in the precision of sums."""
+    # the ends as the source writes them: 0.3 in float32 lies above 0.3
+    own = source.dtype if source.is_floating_point() else torch.float64
+    low, high = torch.tensor([config.pixel_low, config.pixel_high], dtype=own).to(raw.dtype)
+    outside = ~((raw >= low) & (raw <= high))
+    if outside.any():
+        raise ValueError(
+            f"a pixel is {raw[outside][0]:g}, outside {config.pixel_low:g} to "
+            f"{config.pixel_high:g}: set target.pixel_range to what the images hold"
+        )
 
 
 def require_whole_groups(batch: GroupBatch) -> None:
@@ -102,9 +119,10 @@ def one_hot(
             f"this model was trained with labels: name one of {', '.join(config.classes)}"
         )
     num_classes = len(config.classes)
-    if targets.device.type == "cpu" and ((targets < 0) | (targets >= num_classes)).any():
+    beyond = (targets < 0) | (targets >= num_classes)
+    if targets.device.type == "cpu" and beyond.any():
         raise ValueError(
-            f"class number {int(targets.max())} is none of the model's {num_classes} classes: "
+            f"class number {int(targets[beyond][0])} is none of the model's {num_classes} classes: "
             f"{', '.join(config.classes)}"
         )
     return functional.one_hot(targets, num_classes).to(device, torch.float32)
