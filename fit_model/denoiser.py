@@ -21,7 +21,7 @@ from fit_model import checks
 from fit_model.body import Trunk, TrunkConfig
 from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, dense, layer_norm
-from fit_model.layout import ImageLayout
+from fit_model.layout import ImageLayout, LatentMask
 from fit_model.noise import PREDICTIONS, schedule
 from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, sin_cos
 from fit_model.shapes import Context, Latents, Patches
@@ -44,6 +44,8 @@ class DiffusionConfig:
     """"learned" and "sin_cos_2d" are the official ones and know one number of groups only."""
     num_groups: int | None = None
     """Groups of every image's grid; only for what depends on it, None otherwise."""
+    latent_mask: Literal["none", "causal"] = "none"
+    """"causal": latents see no later group in global layers."""
     schedule: str = "cosine"
     """Noise levels of training, as "cosine", "sigmoid@-3,3,0.9", "simple_linear" ..."""
     prediction: Literal["eps", "x", "v"] = "eps"
@@ -64,6 +66,7 @@ class DiffusionConfig:
         checks.one_of(("diffusion",), kind=self.kind)
         checks.one_of(TOKEN_POSITIONS, token_position=self.token_position)
         checks.one_of(LATENT_POSITIONS, latent_position=self.latent_position)
+        checks.one_of(("none", "causal"), latent_mask=self.latent_mask)
         checks.one_of(PREDICTIONS, prediction=self.prediction)
         checks.one_of(("eps", "x"), loss=self.loss)
         checks.one_of(("none", "deviation"), normalize_input=self.normalize_input)
@@ -148,6 +151,7 @@ class Denoiser(nn.Module):
         super().__init__()
         trunk = config.trunk
         self.latents_per_group = trunk.latents_per_group
+        self.latent_mask: LatentMask = config.latent_mask
         self.stem = Stem(inputs=inputs, width=trunk.width)
         self.token_position = TOKEN_POSITIONS[config.token_position](
             num_tokens=num_tokens, width=trunk.width
@@ -183,7 +187,10 @@ class Denoiser(nn.Module):
             before: raw latents of the step before; None for zeros.
         """
         images = ImageLayout.of(
-            places.image, num_images=places.num_images, latents_per_group=self.latents_per_group
+            places.image,
+            num_images=places.num_images,
+            latents_per_group=self.latents_per_group,
+            mask=self.latent_mask,
         )
         tokens = self.token_position(self.stem(patches))
         latents = self.latent_position(places, tokens)

@@ -46,6 +46,12 @@ class Golden:
             raise ValueError(f"inputs: {name} is missing; there are: {', '.join(self.inputs)}")
         return torch.from_numpy(self.inputs[name])
 
+    def setting(self, name: str) -> Any:
+        """A setting; ValueError where there is none."""
+        if name not in self.config:
+            raise ValueError(f"config: the setting {name!r} is missing")
+        return self.config[name]
+
     @property
     def num_tokens(self) -> int:
         """Data tokens of a group."""
@@ -68,11 +74,11 @@ def encode(golden: Golden) -> Arrays:
 
 def load_denoiser(golden: Golden, config: DiffusionConfig, *, num_classes: int) -> Denoiser:
     """The official network under our names."""
-    inputs = golden.config.get("out_dim")
-    if inputs is None:
-        raise ValueError("config: the setting 'out_dim' is missing")
     denoiser = Denoiser(
-        config, num_tokens=golden.num_tokens, inputs=inputs, num_classes=num_classes
+        config,
+        num_tokens=golden.num_tokens,
+        inputs=golden.setting("out_dim"),
+        num_classes=num_classes,
     )
     fill(denoiser, denoiser_weights(golden.weights, config, num_classes=num_classes))
     return denoiser.eval()
@@ -104,9 +110,16 @@ def draw_samples(golden: Golden) -> Arrays:
     num_classes = 0 if classes is None else classes.shape[-1]
     denoiser = load_denoiser(golden, config, num_classes=num_classes)
     drawn: Iterator[torch.Tensor] = (noise.flatten(0, 1) for noise in noises)
+
+    def draw() -> torch.Tensor:
+        noise = next(drawn, None)
+        if noise is None:
+            raise ValueError(f"inputs: {len(noises)} noises are too few for this sampler")
+        return noise
+
     sampling = SamplingConfig(
         sampler=official.get("sampler", "ddim"),
-        steps=official["iterations"],
+        steps=golden.setting("iterations"),
         guidance=official.get("guidance", 0.0),
         time_shift=official.get("td", 0.0),
     )
@@ -115,12 +128,12 @@ def draw_samples(golden: Golden) -> Arrays:
     )
     samples = sample(
         steps,
-        next(drawn),
+        draw(),
         config=sampling,
-        schedule=schedule(official["schedule"]),
+        schedule=schedule(golden.setting("schedule")),
         prediction=config.prediction,
         limit=config.input_scale,
-        draw=lambda: next(drawn),
+        draw=draw,
     )
     return {"samples": samples.unflatten(0, noises.shape[1:3]).numpy()}
 
@@ -142,12 +155,12 @@ def schedules(golden: Golden) -> Arrays:
 
 def order_tokens(golden: Golden) -> Arrays:
     """Outputs of a token order file: grouped tokens, and shifted inputs and targets in order."""
-    groups = squares(golden.take("image"), side_px=golden.config["sub_image_px"])
-    tokens = [patches_of(each, patch_px=golden.config["patch_px"]) for each in groups]
+    groups = squares(golden.take("image"), side_px=golden.setting("sub_image_px"))
+    tokens = [patches_of(each, patch_px=golden.setting("patch_px")) for each in groups]
     found = {"group_tokens": torch.stack(tokens).numpy()}
     image = golden.take("ar_image")
-    patch_px = golden.config["ar_patch_px"]
-    levels = (image * (AR_LEVELS - 1)).round().long()
+    patch_px = golden.setting("ar_patch_px")
+    levels = (image * (AR_LEVELS - 1)).long()  # cut off, not rounded, as the official code does
     for order in ORDERS:
         inputs, targets = zip(
             *(in_order(each, patch_px=patch_px, order=order) for each in levels), strict=True

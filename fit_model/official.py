@@ -99,6 +99,7 @@ def denoiser_config(official: Settings) -> DiffusionConfig:
     return DiffusionConfig(
         patch_px=1,
         trunk=trunk_config(official),
+        latent_mask=named(MASK, official, "mask", "none"),
         self_conditioning=official.get("self_cond", "none"),
         prediction=official.get("pred_type", "eps"),
         input_scale=official.get("b_scale", 1.0),

@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             golden = read(path)
             largest = differences(golden)
-        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
             print(f"{path}: {error}", file=sys.stderr)
             worst = 2
             continue
