@@ -78,7 +78,7 @@ class AutoregressiveModel(Model):
         require_guidable(sampling.guidance, config=self.head, label_dropout=self.face.label_dropout)
         source, face = self.config.input, self.face
         across = source.group_side_px // face.patch_px
-        patches = patch_places(places, across=across, order=face.order)
+        patches = patch_places(places, across=across)
         sequence = sequence_order(patches, order=face.order)
         levels = decode(
             self.decoder,

@@ -56,12 +56,12 @@ def sequences_of(
     across = batch.pixels.shape[1] // patch_px
     values = patches_of(shares(batch, config=config), patch_px=patch_px)
     levels = (values * (num_levels - 1)).round().long().flatten(0, 1)
-    places = patch_places(batch.places, across=across, order=order)
+    places = patch_places(batch.places, across=across)
     sequence = sequence_order(places, order=order)
     return Sequences(levels=levels[sequence], places=take(places, sequence))
 
 
-def patch_places(groups: Places, *, across: int, order: str = "raster") -> Places:
+def patch_places(groups: Places, *, across: int) -> Places:
     """The places of all patches of groups that are `across` patches wide, group by group."""
     inside = torch.arange(across * across, device=groups.row.device)
     repeat = across * across
