@@ -43,18 +43,14 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         checks.one_of(OPTIMIZERS, **{"optimizer.kind": self.kind})
-        for name in ("lr", "weight_decay", "warmup_steps", "end_factor", "clip_norm"):
+        for name in ("lr", "weight_decay", "eps", "warmup_steps", "end_factor", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"optimizer.{name} is {getattr(self, name)}; it cannot be negative"
                 )
         for name in ("lr", "eps"):
             if getattr(self, name) == 0:
-                raise ValueError(
-                    f"optimizer.{name} is 0: nothing would be learned; give a positive number"
-                )
-        if self.eps < 0:
-            raise ValueError(f"optimizer.eps is {self.eps}; it cannot be negative")
+                raise ValueError(f"optimizer.{name} is 0; give a positive number")
         if not 0.0 <= self.cosine_share <= 1.0:
             raise ValueError(f"optimizer.cosine_share is {self.cosine_share}: it lies in [0, 1]")
         first, second = self.betas

@@ -228,6 +228,13 @@ def test_bfloat16_stays_near_the_plain_loop_from_the_first_step_on(results, plai
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+def test_the_first_step_is_the_first_that_adam_counts(results, name):
+    # its bias correction makes every first step of what is not adapted as large as the rate
+    before, after = (step["last.bias"] for step in results[name]["history"][:2])
+    np.testing.assert_allclose(np.abs(after - before), RATES[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_average_is_that_of_the_weights_after_every_step(results, name):
     history = results[name]["history"]
     expected = {key: each.astype(np.float64) for key, each in history[0].items()}
