@@ -62,7 +62,8 @@ def _log(t: Tensor, *, start: float, end: float) -> Tensor:
 
 def _stretched(curve: Schedule, t: Tensor, *, start: float, end: float) -> Tensor:
     """A monotone curve between start and end, stretched to fall from 1 to the smallest gamma."""
-    first, last = curve(torch.tensor([start, end], dtype=torch.float64)).tolist()
+    ends = torch.tensor([start, end], dtype=torch.float64, device="cpu")
+    first, last = curve(ends).tolist()
     share = (curve(start + t * (end - start)) - last) / (first - last)
     return share.clamp(min=SMALLEST_GAMMA, max=1)
 
@@ -101,7 +102,8 @@ def schedule(name: str) -> Schedule:
         curve = SCHEDULES[form](*given)
     except ValueError as error:
         raise ValueError(f"schedule {name!r} cannot be read as {form!r}: {error}") from error
-    gamma = curve(torch.linspace(0, 1, 1001, dtype=torch.float64))
+    # on the CPU, also where a model without memory is built to be filled
+    gamma = curve(torch.linspace(0, 1, 1001, dtype=torch.float64, device="cpu"))
     if not (gamma.diff() <= 1e-12).all():  # NaN included
         raise ValueError(
             f"schedule {name!r} does not fall from 1 to 0: choose other numbers for {form!r}"

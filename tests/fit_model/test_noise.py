@@ -218,3 +218,11 @@ def test_a_picture_without_noise_gives_finite_numbers(kind):
     found = estimate(noise, clean, torch.tensor(1.0, dtype=torch.float64), kind=kind, limit=1.0)
     assert found.clean.isfinite().all()
     assert found.noise.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["cosine", "sigmoid@-3,3,0.9", "log@1,1e-3,t"])
+def test_a_schedule_is_checked_also_where_a_model_is_built_without_memory(name):
+    with torch.device("meta"):
+        curve = schedule(name)
+    t = torch.tensor([0.25, 0.75])
+    assert torch.equal(curve(t), schedule(name)(t))
