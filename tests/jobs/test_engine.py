@@ -11,13 +11,14 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from fit_model.models import build
+from fit_model.objective import PREFIX
 from jobs.engine import EngineConfig, OptimizerConfig, full_weights
 from jobs.monitor import Inbox
 from jobs.targets import RegressTarget
 from jobs.train import TrainConfig, assignment, model_config
 from jobs.worker import Loop
 from pipeline.dataset import open_dataset
-from tests.jobs.small_training import TRUNK, Plain, one_image, train_config
+from tests.jobs.small_training import OPTIMIZER, TRUNK, Plain, one_image, train_config
 
 pytestmark = [pytest.mark.ray]
 
@@ -43,10 +44,13 @@ def variant(
 
 def variants(dataset: str) -> dict[str, TrainConfig]:
     numbers = RegressTarget(labels=("amount",))
+    stage_2 = variant(dataset, 2)
+    lamb = replace(stage_2.optimizer, kind="lamb", cosine_share=0.0, ema_decay=0.5)
     return {
+        "lamb": replace(stage_2, optimizer=lamb),
         "stage 0": variant(dataset, 0),
         "stage 1, 3 micro-steps": variant(dataset, 1, accumulation=3),
-        "stage 2": variant(dataset, 2),
+        "stage 2": stage_2,
         "stage 2, 2 micro-steps": variant(dataset, 2, accumulation=2),
         "stage 2, layers recomputed": variant(dataset, 2, checkpointing="layer"),
         "stage 3": variant(dataset, 3),
@@ -75,7 +79,9 @@ def train_all(loop: dict[str, Any]) -> None:
         batches = worker.batches()
         for step in range(task.total_steps):
             worker.step(step, batches)
-        weights = {key: each.numpy() for key, each in dict(full_weights(worker.engine)).items()}
+        weights = {
+            key.removeprefix(PREFIX): each.numpy() for key, each in full_weights(worker.engine)
+        }
         if worker.rank == 0:
             metrics = [dict(record.metrics) for record in worker.recent]
             ray.get(task.inbox.put.remote([(name, metrics, weights)]))
@@ -158,6 +164,14 @@ def test_dropout_changes_the_losses_and_is_drawn_alike_when_layers_are_recompute
     assert recomputed == pytest.approx(dropped, rel=1e-6)
 
 
+def test_lamb_and_a_share_of_the_cosine_are_what_is_asked_for(results):
+    rates = [step["lr"] for step in results["lamb"][0]]
+    warm = OPTIMIZER.warmup_steps
+    assert rates[warm:] == [OPTIMIZER.lr] * (len(rates) - warm)
+    assert losses(results, "lamb")[0] == pytest.approx(losses(results, "stage 2")[0], rel=1e-6)
+    assert losses(results, "lamb")[-1] != pytest.approx(losses(results, "stage 2")[-1], rel=1e-4)
+
+
 def test_every_step_reports_its_figures_with_units(results):
     for metrics, _ in results.values():
         for step in metrics:
@@ -170,7 +184,17 @@ def test_every_step_reports_its_figures_with_units(results):
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"lr": 0.0}, "optimizer.lr is 0"), ({"clip_norm": -1.0}, "optimizer.clip_norm is -1.0")],
+    [
+        ({"lr": 0.0}, "optimizer.lr is 0"),
+        ({"eps": 0.0}, "optimizer.eps is 0"),
+        ({"eps": -1e-8}, "optimizer.eps is -1e-08"),
+        ({"clip_norm": -1.0}, "optimizer.clip_norm is -1.0"),
+        ({"kind": "lamp"}, "optimizer.kind is 'lamp': choose one of adamw, lamb"),
+        ({"betas": (0.9, 1.0)}, r"optimizer.betas\[1\] is 1.0"),
+        ({"cosine_share": 1.5}, "optimizer.cosine_share is 1.5"),
+        ({"ema_decay": 1.0}, "optimizer.ema_decay is 1.0"),
+        ({"ema_decay": -0.1}, "optimizer.ema_decay is -0.1"),
+    ],
 )
 def test_an_optimizer_that_cannot_learn_is_refused(change, says):
     with pytest.raises(ValueError, match=says):
