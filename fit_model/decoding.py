@@ -21,6 +21,9 @@ from fit_model.decoding_caches import Cached
 from fit_model.groups import Places
 from fit_model.subpixels import Levels
 
+KnownLevels = Int64[Tensor, "_ n"]
+"""Levels of the first patches of every image, equally many each."""
+
 
 class Reader(Protocol):
     """A decoder that says how the next sub-pixel of every image may go on."""
@@ -67,7 +70,7 @@ def decode(
     classes: Float[Tensor, "b k"] | None,
     seeds: Int64[Tensor, " b"],
     config: DecodingConfig,
-    known: Levels | None = None,
+    known: KnownLevels | None = None,
     reader: str = "cached",
     progress: Callable[[], None] | None = None,
 ) -> Levels:
@@ -117,7 +120,7 @@ def patches_an_image(places: Places) -> int:
     return int(counts[0])
 
 
-def known_patches(known: Levels | None, *, num_images: int, num_patches: int) -> int:
+def known_patches(known: KnownLevels | None, *, num_images: int, num_patches: int) -> int:
     """How many patches of every image are given."""
     if known is None:
         return 0

@@ -171,7 +171,8 @@ class Cached:
         # added to nothing, a position is its row of the table or code
         nothing = decoder.embed.table.new_zeros(1, num_tokens, decoder.config.trunk.width)
         self.positions = decoder.token_position(nothing)
-        self.latents = decoder.latents(places, nothing).unflatten(0, (-1, groups))
+        everywhere = nothing.expand(len(places.image), -1, -1)
+        self.latents = decoder.latents(places, everywhere).unflatten(0, (-1, groups))
         zeros = torch.zeros_like(self.latents[:, 0])
         num_latents = groups * zeros.shape[1]
         self.blocks = [

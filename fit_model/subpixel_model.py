@@ -9,13 +9,12 @@ from torch import Tensor
 
 from fit_model.autoregressive import AutoregressiveConfig, Decoder
 from fit_model.choosing import DecodingConfig
-from fit_model.decoding import decode
+from fit_model.decoding import KnownLevels, decode
 from fit_model.groups import GroupBatch, Places
 from fit_model.model import Model, ModelConfig
 from fit_model.pixels import GenerateConfig, one_hot, pixels_of, require_guidable
 from fit_model.shapes import Outputs
 from fit_model.subpixels import (
-    Levels,
     Sequences,
     patch_places,
     sequence_order,
@@ -63,7 +62,7 @@ class AutoregressiveModel(Model):
         seeds: Int64[Tensor, " b"],
         sampling: DecodingConfig,
         progress: Callable[[], None] | None = None,
-        known: Levels | None = None,
+        known: KnownLevels | None = None,
     ) -> Shaped[Tensor, "g side side bands"]:
         """Pixels of the groups of new images; each image depends on its own seed and class only.
 
@@ -95,7 +94,7 @@ class AutoregressiveModel(Model):
         squares = squares_of(values, patch_px=face.patch_px, bands=source.bands)
         return pixels_of(squares / (face.num_levels - 1), config=self.head)
 
-    def first_patches(self, batch: GroupBatch, *, num_patches: int) -> Levels:
+    def first_patches(self, batch: GroupBatch, *, num_patches: int) -> KnownLevels:
         """The first patches of every image in the order in which the decoder draws them.
 
         Later pixels are not looked at, except that they must lie in the model's range.
