@@ -27,12 +27,9 @@ from fit_model.groups import Places
 from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
 from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, table
-from fit_model.recompute import CHECKPOINTING
+from fit_model.recompute import GROUPWISE
 from fit_model.shapes import DataTokens, Latents
 from fit_model.subpixels import ORDERS, Levels, number_in_order, shifted
-
-TOKENS_A_CHUNK = 1 << 16
-"""Logits are num_levels wide: a chunk of this many at a time keeps them small."""
 
 Logits = Float[Tensor, "g n v"]
 
@@ -204,14 +201,10 @@ class Decoder(nn.Module):
         """Mean bits a sub-pixel of every image: -log2 of the probability of what is there."""
         images = self.layout(places)
         tokens = self(shifted(levels, images), places, images, classes=classes)
-        run = CHECKPOINTING[self.config.trunk.checkpointing]
-        patches = max(1, TOKENS_A_CHUNK // levels.shape[1])
-        sums = [
-            run(self._nats, part, wanted)
-            for part, wanted in zip(tokens.split(patches), levels.split(patches), strict=True)
-        ]
+        # logits are num_levels wide: with recomputation they are there for a part at a time
+        sums = GROUPWISE[self.config.trunk.checkpointing](self._nats, tokens, levels)
         counts = torch.bincount(places.image, minlength=places.num_images) * levels.shape[1]
-        return images.total(torch.cat(sums)[:, None])[:, 0] / counts / math.log(2.0)
+        return images.total(sums[:, None])[:, 0] / counts / math.log(2.0)
 
     def _nats(self, tokens: DataTokens, levels: Levels) -> Float[Tensor, " g"]:
         logits = self.logits(tokens)

@@ -21,7 +21,7 @@ from fit_model.attention.operators import CAUSAL_OPERATORS, OPERATORS
 from fit_model.layers import KEY_NORMS, CrossLayer, FeedForwardLayer, SelfLayer
 from fit_model.layout import ImageLayout
 from fit_model.moves import Across, Condition, Local, Read, Skip, Write, WriteFromBefore
-from fit_model.recompute import CHECKPOINTING
+from fit_model.recompute import CHECKPOINTING, GROUPWISE
 from fit_model.shapes import Context, DataTokens, Latents, ValidTokens
 
 Flow = Literal["open", "conditioned", "causal"]
@@ -120,16 +120,16 @@ class Block(nn.Module):
 
     def __init__(self, config: TrunkConfig, plan: BlockPlan, *, flow: Flow, writes: bool) -> None:
         super().__init__()
-        run = CHECKPOINTING[config.checkpointing]
+        run, groupwise = CHECKPOINTING[config.checkpointing], GROUPWISE[config.checkpointing]
         local = [local_layer(config, flow=flow) for _ in range(plan.num_local)]
         across = [global_layer(config) for _ in range(plan.num_across)]
         make_write = WriteFromBefore if flow == "causal" else Write
         conditioned = across and flow == "conditioned"
-        self.local = Local(local, run=run) if local else Skip()
-        self.read = Read(**reading(config), run=run) if across else Skip()
+        self.local = Local(local, run=groupwise) if local else Skip()
+        self.read = Read(**reading(config), run=groupwise) if across else Skip()
         self.condition = Condition(condition_layer(config), run=run) if conditioned else Skip()
         self.across = Across(across, run=run) if across else Skip()
-        self.write = make_write(**writing(config), run=run) if writes else Skip()
+        self.write = make_write(**writing(config), run=groupwise) if writes else Skip()
 
 
 def reading(config: TrunkConfig) -> dict[str, Any]:
