@@ -20,6 +20,8 @@ from fit_model.official_layers import Variables
 
 TOKEN_POSITION = {"learned": "learned", "sin_cos": "sin_cos", "sin_cos2d": "sin_cos_2d"}
 LATENT_POSITION = {"learned": "learned", "sin_cos": "sin_cos_2d"}
+SELF_CONDITIONING = {"none": "none", "latent": "latent"}
+PREDICTION = {"eps": "eps", "x": "x", "v": "v"}
 MASK = {"none": "none", "causal": "causal"}
 NEEDED = (
     "layers", "x_size", "num_groups", "latents_per_group", "x_dim", "latent_dim", "x_num_heads",
@@ -100,8 +102,8 @@ def denoiser_config(official: Settings) -> DiffusionConfig:
         patch_px=1,
         trunk=trunk_config(official),
         latent_mask=named(MASK, official, "mask", "none"),
-        self_conditioning=official.get("self_cond", "none"),
-        prediction=official.get("pred_type", "eps"),
+        self_conditioning=named(SELF_CONDITIONING, official, "self_cond", "none"),
+        prediction=named(PREDICTION, official, "pred_type", "eps"),
         input_scale=official.get("b_scale", 1.0),
         normalize_input="deviation" if scaled else "none",
         **positions(official),

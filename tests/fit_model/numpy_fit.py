@@ -1,95 +1,29 @@
-"""FIT once more, in float64 NumPy straight from the fact sheet and under the official names.
+"""FIT's three faces once more, in float64 NumPy straight from the fact sheet.
 
 Written without a look at `fit_model`, slow and plain, to check it in configurations for which
-there is no golden file. It is itself checked against the golden file that there is.
+there is no golden file. It is itself checked against the golden files that there are.
 """
-
-import math
-import re
 
 import numpy as np
 
-
-def suffix(number):
-    return f"_{number}" if number else ""
-
-
-def norm(w, name, x):
-    centred = x - x.mean(-1, keepdims=True)
-    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    return scaled * w[f"{name}/gamma"] + w[f"{name}/beta"]
-
-
-def attention(w, name, asking, offering, mask=None):
-    """Sequences [n d] and [k d']; mask [n k] is 1 where a query may look."""
-    query, key, value = (
-        np.einsum("nd,dhc->hnc", stream, w[f"{name}/{part}/kernel"])
-        + w[f"{name}/{part}/bias"][:, None]
-        for part, stream in (("query", asking), ("key", offering), ("value", offering))
-    )
-    scores = np.einsum("hnc,hkc->hnk", query, key) / math.sqrt(query.shape[-1])
-    if mask is not None:
-        scores = np.where(mask, scores, -1e30)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights = weights / weights.sum(-1, keepdims=True)
-    mixed = np.einsum("hnk,hkc->hnc", weights, value)
-    return (
-        np.einsum("hnc,hcd->nd", mixed, w[f"{name}/attention_output/kernel"])
-        + w[f"{name}/attention_output/bias"]
-    )
-
-
-def layer(w, name, x, mask=None):
-    normed = norm(w, f"{name}/mha/ln", x)
-    x = x + attention(w, f"{name}/mha", normed, normed, mask)
-    hidden = norm(w, f"{name}/mlp/ffn/ln", x) @ w[f"{name}/mlp/ffn/dense1/kernel"]
-    hidden = hidden + w[f"{name}/mlp/ffn/dense1/bias"]
-    hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
-    return x + hidden @ w[f"{name}/mlp/ffn/dense2/kernel"] + w[f"{name}/mlp/ffn/dense2/bias"]
-
-
-def cross(w, name, asking, offering):
-    name = f"{name}/cross_mha"
-    return asking + attention(
-        w, name, norm(w, f"{name}/ln", asking), norm(w, f"{name}/enc_ln", offering)
-    )
-
-
-def code(coordinates, width):
-    even = [coordinates / 10000 ** (2 * i / width) for i in range((width + 1) // 2)]
-    sines, cosines = [np.sin(a) for a in even], [np.cos(a) for a in even[: width // 2]]
-    return np.stack(sines + cosines, -1)
-
-
-def grid(rows, columns, width):
-    """The official 2-D code over [0, 1000]; 1-D when a side is 1."""
-    if rows == 1 or columns == 1:
-        count = rows * columns
-        return code(np.arange(count) / max(count - 1, 1) * 1000.0, width)
-    y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    y, x = y.ravel() / (rows - 1) * 1000.0, x.ravel() / (columns - 1) * 1000.0
-    return np.concatenate([code(y, width // 2), code(x, width // 2)], -1)
-
-
-def positions(w, config):
-    t, m, n = config["num_groups"], config["latents_per_group"], None
-    n = config["x_size"] // t
-    side = math.isqrt(n)
-    tokens = {
-        "learned": lambda: w["x_pos_emb/kernel/vis_pos_embedding"],
-        "sin_cos": lambda: grid(n, 1, config["x_dim"]),
-        "sin_cos2d": lambda: grid(side, side, config["x_dim"]),
-    }[config.get("x_pos_encoding", "learned")]()
-    latents = {
-        "learned": lambda: w["latent_pos_emb/kernel/vis_pos_embedding"],
-        "sin_cos": lambda: grid(t, m, config["latent_dim"]),
-    }[config.get("latent_pos_encoding", "learned")]()
-    return tokens, latents.reshape(t, m, -1)
+from tests.fit_model.numpy_layers import (
+    blocks_of,
+    chunk_mask,
+    code,
+    cross,
+    dense,
+    exact,
+    feed_forward,
+    layer,
+    norm,
+    positions,
+    suffix,
+)
 
 
 def encode(config, weights, x, y=None):
     """Data tokens [b t n d] and latents [b t m e] of tokens [b t n c]."""
-    w = {name.split("/", 1)[1]: array.astype(np.float64) for name, array in weights.items()}
+    w = exact(weights)
     outputs = [
         encode_one(config, w, x[i].astype(np.float64), None if y is None else y[i])
         for i in range(len(x))
@@ -98,84 +32,114 @@ def encode(config, weights, x, y=None):
 
 
 def encode_one(config, w, x, y):
-    t, m = config["num_groups"], config["latents_per_group"]
+    t = config["num_groups"]
     table, start = positions(w, config)
-    x = norm(w, "stem_ln", x @ w["stem/kernel"] + w["stem/bias"]) + table
+    x = norm(w, "stem_ln", dense(w, "stem", x)) + table
     tokens, latents = list(x), list(start)
     if y is not None:
-        names = norm(w, "stem_y_ln", y @ w["stem_y/kernel"] + w["stem_y/bias"])
+        names = norm(w, "stem_y_ln", dense(w, "stem_y", y))
         tokens = [np.concatenate([names[g], tokens[g]]) for g in range(t)]
-    group = np.arange(t * m) // m
-    mask = group[None, :] <= group[:, None] if config.get("mask") == "causal" else None
-    blocks = re.findall(r"\((\d+)\)(\d*)", config["layers"])
+    tokens, latents = trunk(config, w, tokens, latents)
+    return norm(w, "x_output_ln", tokens), norm(w, "l_output_ln", latents)
+
+
+def trunk(config, w, tokens, latents, context=None):
+    """Both streams of one image, lists of groups; the context is read after the data."""
+    t, mask = config["num_groups"], None
+    if config.get("mask", "none") == "causal":
+        mask = chunk_mask(config)
+    part = "mha" if config.get("x_self_attention", True) else None
+    blocks = blocks_of(config["layers"])
     for i, (num_local, num_global) in enumerate(blocks):
-        for j in range(int(num_local)):
+        for j in range(num_local):
             name = f"x_network{suffix(i)}/transformer_encoder{suffix(j)}"
-            tokens = [layer(w, name, group_tokens) for group_tokens in tokens]
-        if not int(num_global or 0):
+            tokens = [layer(w, name, group_tokens, part=part) for group_tokens in tokens]
+        if not num_global:
             continue
-        latents = [cross(w, f"l2x_cross_attn{suffix(i)}", latents[g], tokens[g]) for g in range(t)]
+        read, write = f"l2x_cross_attn{suffix(i)}", f"x2l_cross_attn{suffix(i)}"
+        latents = [cross(w, read, latents[g], tokens[g], config) for g in range(t)]
         flat = np.concatenate(latents)
-        for j in range(int(num_global)):
+        if context is not None:
+            norms = {"xattn_enc_ln": config.get("xattn_enc_ln", True)}
+            flat = cross(w, f"l2c_cross_attn{suffix(i)}", flat, context, norms)
+        for j in range(num_global):
             flat = layer(w, f"l_network{suffix(i)}/transformer_encoder{suffix(j)}", flat, mask)
         latents = np.split(flat, t)
         if i < len(blocks) - 1:
-            name = f"x2l_cross_attn{suffix(i)}"
-            tokens = [cross(w, name, tokens[g], latents[g]) for g in range(t)]
-    return norm(w, "x_output_ln", np.stack(tokens)), norm(w, "l_output_ln", np.stack(latents))
+            tokens = [cross(w, write, tokens[g], latents[g], config) for g in range(t)]
+    return np.stack(tokens), np.stack(latents)
 
 
-def random_weights(config, *, channels, identities, seed):
-    """Weights under the official names and shapes, of a scale that keeps outputs of order 1."""
-    draw = np.random.default_rng(seed)
-    d, e, r = config["x_dim"], config["latent_dim"], config.get("mlp_ratio", 4)
-    hd, he = config["x_num_heads"], config["latent_num_heads"]
-    shapes = {}
+def denoise(config, weights, x, time, cond=None, latents_prev=None):
+    """Prediction [b t n c] and raw latents [b t m e] of noisy tokens at gammas [b]."""
+    w = exact(weights)
+    outputs = [
+        denoise_one(
+            config, w, x[i].astype(np.float64), time[i],
+            None if cond is None else cond[i].astype(np.float64),
+            None if latents_prev is None else latents_prev[i].astype(np.float64),
+        )
+        for i in range(len(x))
+    ]  # fmt: skip
+    return {"x": np.stack([o[0] for o in outputs]), "latents": np.stack([o[1] for o in outputs])}
 
-    def dense(name, inputs, outputs):
-        shapes[f"{name}/kernel"], shapes[f"{name}/bias"] = (inputs, outputs), (outputs,)
 
-    def normed(name, width):
-        shapes[f"{name}/gamma"], shapes[f"{name}/beta"] = (width,), (width,)
+def time_token(config, w, gamma):
+    # the official code multiplies in float32, and a sine of hundreds feels it
+    place = np.float32(gamma) * np.float32(1000)
+    found = code(np.array([place], dtype=np.float64), config["latent_dim"] // 4)
+    found = (found - found.mean()) / found.std()
+    hidden = dense(w, "time_emb/dense0", found)
+    return dense(w, "time_emb/dense1", hidden / (1 + np.exp(-hidden)))
 
-    def heads(name, asking, offering, count, head):
-        for part, width in (("query", asking), ("key", offering), ("value", offering)):
-            shapes[f"{name}/{part}/kernel"] = (width, count, head)
-            shapes[f"{name}/{part}/bias"] = (count, head)
-        shapes[f"{name}/attention_output/kernel"] = (count, head, asking)
-        shapes[f"{name}/attention_output/bias"] = (asking,)
 
-    def stack(name, width, count, layers):
-        for j in range(layers):
-            start = f"{name}/transformer_encoder{suffix(j)}"
-            normed(f"{start}/mha/ln", width), normed(f"{start}/mlp/ffn/ln", width)
-            heads(f"{start}/mha", width, width, count, width // count)
-            dense(f"{start}/mlp/ffn/dense1", width, r * width)
-            dense(f"{start}/mlp/ffn/dense2", r * width, width)
+def denoise_one(config, w, x, gamma, cond, before):
+    table, start = positions(w, config)
+    tokens = norm(w, "stem_ln", dense(w, "stem", x)) + table
+    context = time_token(config, w, gamma)
+    if cond is not None:
+        context = np.concatenate([context, dense(w, "cond_proj", cond[None])])
+    latents = start
+    if config.get("self_cond", "none") == "latent":
+        before = np.zeros_like(start) if before is None else before
+        latents = start + norm(w, "latent_prev_ln", feed_forward(w, "latent_prev_proj", before))
+    tokens, latents = trunk(config, w, list(tokens), list(latents), context)
+    return dense(w, "x_output_linear", norm(w, "x_output_ln", tokens)), latents
 
-    def crossing(name, asking, offering):
-        name = f"{name}/cross_mha"
-        normed(f"{name}/ln", asking), normed(f"{name}/enc_ln", offering)
-        heads(name, asking, offering, min(hd, he), min(d, e) // min(hd, he))
 
-    dense("stem", channels, d), normed("stem_ln", d)
-    normed("x_output_ln", d), normed("l_output_ln", e)
-    if identities:
-        dense("stem_y", identities, d), normed("stem_y_ln", d)
-    if config.get("x_pos_encoding", "learned") == "learned":
-        shapes["x_pos_emb/kernel/vis_pos_embedding"] = (config["x_size"] // config["num_groups"], d)
-    if config.get("latent_pos_encoding", "learned") == "learned":
-        rows = config["num_groups"] * config["latents_per_group"]
-        shapes["latent_pos_emb/kernel/vis_pos_embedding"] = (rows, e)
-    blocks = re.findall(r"\((\d+)\)(\d*)", config["layers"])
+def decode(config, weights, tokens):
+    """Logits [b t n v] of levels [b t n] that are already shifted."""
+    w = exact(weights)
+    return {"logits": np.stack([decode_one(config, w, image) for image in tokens])}
+
+
+def decode_one(config, w, levels):
+    t, n = levels.shape
+    shared = config.get("shared_embedding", True)
+    table = w["token_embedding" if shared else "inp_token_embedding"]
+    place, start = positions(w, config)
+    tokens, latents = list(table[levels] + place), list(start)
+    past, mask = np.tri(n, dtype=bool), chunk_mask(config)
+    names = {"part": "self_mha"}
+    blocks = blocks_of(config["layers"])
     for i, (num_local, num_global) in enumerate(blocks):
-        stack(f"x_network{suffix(i)}", d, hd, int(num_local))
-        stack(f"l_network{suffix(i)}", e, he, int(num_global or 0))
-        if int(num_global or 0):
-            crossing(f"l2x_cross_attn{suffix(i)}", e, d)
+        for j in range(num_local):
+            name = f"x_network{suffix(i)}/transformer_decoder_layer{suffix(j)}"
+            tokens = [layer(w, name, group_tokens, past, **names) for group_tokens in tokens]
+        if not num_global:
+            continue
+        read = f"l2x_cross_attn{suffix(i)}"
+        flat = np.concatenate([cross(w, read, latents[g], tokens[g]) for g in range(t)])
+        for j in range(num_global):
+            name = f"l_network{suffix(i)}/transformer_decoder_layer{suffix(j)}"
+            flat = layer(w, name, flat, mask, **names)
+        latents = np.split(flat, t)
         if i < len(blocks) - 1:
-            crossing(f"x2l_cross_attn{suffix(i)}", d, e)
-    return {
-        f"fit/{name}": draw.normal(float(name.endswith("gamma")), 0.3, shape).astype(np.float32)
-        for name, shape in shapes.items()
-    }
+            seen = [np.zeros_like(latents[0]), *latents[:-1]]
+            write = f"x2l_cross_attn{suffix(i)}"
+            tokens = [cross(w, write, tokens[g], seen[g]) for g in range(t)]
+    logits = (
+        norm(w, "x_output_ln", np.stack(tokens))
+        @ (table if shared else w["outp_token_embedding"]).T
+    )
+    return logits + w["outp_bias"] if config.get("output_bias", True) else logits
