@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from jobs import models
+from jobs import bench, models
 from jobs.errors import UserError
 from jobs.runner import exit_codes, run_config, run_entry, split_arguments
 
@@ -21,6 +21,7 @@ CONFIG_CLASSES = {
     "preprocess": "PreprocessConfig",
     "train": "TrainConfig",
     "evaluate": "EvaluateConfig",
+    "generate": "GenerateConfig",
     "demo": "DemoConfig",
 }
 
@@ -57,7 +58,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def run_job(name: str, settings: list[str] | None, *, debug: bool) -> None:
     """Import a job, read its settings and run it."""
     with exit_codes(name, debug=debug):
-        path, overrides = split_arguments(settings or [])
+        path, overrides = split_arguments(name, settings or [])
         module = import_module(f"jobs.{name}")
         config_class = getattr(module, CONFIG_CLASSES[name])
         run_config(name, config_class, module.main, path=path, overrides=overrides)
@@ -81,6 +82,22 @@ def evaluate(settings: Settings = None, debug: Debug = False) -> None:
     run_job("evaluate", settings, debug=debug)
 
 
+@app.command(help=module_help("generate"))
+def generate(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL CONFIG.yaml key=value",
+            help="NAME@alias, NAME/version or a folder; then a settings file, if there is one, and "
+            "settings that replace those of the file.",
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make images with a model."""
+    run_job("generate", settings, debug=debug)
+
+
 @app.command(help=module_help("demo"))
 def demo(settings: Settings = None, debug: Debug = False) -> None:
     """Run the whole road on a small dataset."""
@@ -89,7 +106,9 @@ def demo(settings: Settings = None, debug: Debug = False) -> None:
 
 @app.command(name="settings")
 def settings_(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="preprocess, train, evaluate, demo.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="preprocess, train, evaluate, generate, demo.")
+    ],
     debug: Debug = False,
 ) -> None:
     """Every setting of a job with its default.
@@ -113,6 +132,7 @@ def doctor(debug: Debug = False) -> None:
 
 
 app.add_typer(models.app, name="models", help=module_help("models"))
+app.add_typer(bench.app, name="bench", help=module_help("bench"))
 
 
 @app.command(help=module_help("submit"))
@@ -127,7 +147,7 @@ def submit(
 ) -> None:
     """Send a job to a Ray cluster."""
     with exit_codes("submit", debug=debug):
-        path, overrides = split_arguments(settings or [])
+        path, overrides = split_arguments(name, settings or [])
         import_module("jobs.submit").main(name, path, overrides, address=address)
 
 

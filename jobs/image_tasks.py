@@ -59,13 +59,15 @@ def over_images(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     numbers = pa.table({"number": np.arange(count)})
-    blocks = [numbers.slice(start, images_per_batch) for start in range(0, count, images_per_batch)]
+    # few images are shared out rather than left to one worker
+    batch = min(images_per_batch, -(-count // config.num_workers))
+    blocks = [numbers.slice(start, batch) for start in range(0, count, batch)]
     rows = ray.data.from_arrow(blocks).map_batches(
         work_batch,
         fn_kwargs={"held": [ray.put(held)]},
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=config.num_workers),
+        compute=ray.data.TaskPoolStrategy(size=min(config.num_workers, len(blocks))),
         num_cpus=config.cpus_per_worker,
         num_gpus=1 if config.device == "gpu" else None,
         # Ray would end a process after one task on a GPU, and with it the loaded model

@@ -4,6 +4,7 @@
 1    the machine or the program     130  interrupted
 """
 
+import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ USER_MISTAKES = (
     NotADirectoryError,
     IsADirectoryError,
 )
+
+LEADING_SETTING = {"generate": "model"}
+"""The setting whose value may stand first, without its name."""
 
 
 @contextmanager
@@ -100,12 +104,24 @@ def run_entry(config_class: Any, main: Callable[[Any], Any], name: str) -> None:
         return
     debug = "--debug" in sys.argv[1:]
     with exit_codes(name, debug=debug):
-        path, overrides = split_arguments(arguments)
+        path, overrides = split_arguments(name, arguments)
         run_config(name, config_class, main, path=path, overrides=overrides)
 
 
-def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """A leading file name, if there is one, and the overrides behind it."""
+def split_arguments(name: str, arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """A leading file name, if there is one, and the overrides behind it.
+
+    Before both, some jobs take the value of one setting alone.
+    """
+    first: list[str] = []
+    if name in LEADING_SETTING and arguments and not _is_file_or_setting(arguments[0]):
+        # quoted, for YAML would read a number out of some names
+        first = [f"{LEADING_SETTING[name]}={json.dumps(arguments[0])}"]
+        arguments = arguments[1:]
     if arguments and "=" not in arguments[0]:
-        return Path(arguments[0]), arguments[1:]
-    return None, arguments
+        return Path(arguments[0]), first + arguments[1:]
+    return None, first + arguments
+
+
+def _is_file_or_setting(argument: str) -> bool:
+    return "=" in argument or argument.endswith((".yaml", ".yml"))

@@ -14,23 +14,57 @@ import torch
 from numpy.typing import NDArray
 
 from fit_model import weights
+from fit_model.canvas import canvas_of
+from fit_model.choosing import DecodingConfig
 from fit_model.groups import GroupBatch
 from fit_model.heads import ClassifyConfig
+from fit_model.samplers import SamplingConfig
 
 PER_IMAGE = ("grid_rows", "grid_columns", "nodata")
+SAMPLING: dict[str, Any] = {"diffusion": SamplingConfig, "autoregressive": DecodingConfig}
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
-    """Arrays of groups in, one row an image out: each class's probability or each target."""
+    """Of models that predict: arrays of groups in, one row an image out, each class's probability
+    or each target. Of models that make images: rows of label and seed in, pixels out.
+    """
 
     _skip_type_hint_validation = True  # the signature that is stored says more than hints can
 
     def load_context(self, context: Any) -> None:
         """Load the weights once."""
-        self.model = weights.load(Path(context.artifacts["weights"]).parent)
+        self.model: Any = weights.load(Path(context.artifacts["weights"]).parent)
 
     # MLflow takes hints of predict for a schema, and knows none for arrays by name
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Predictions, or new images."""
+        if self.model.config.head.kind == "generate":
+            return self._make(model_input, dict(params or {}))
+        return self._predict(model_input)
+
+    def _make(self, rows: pd.DataFrame, params: dict[str, Any]) -> NDArray:
+        """All images of the call at once: [image, height, width, bands]."""
+        config = self.model.config
+        grid = {name: params.pop(f"grid_{name}", None) for name in ("rows", "columns")}
+        canvas = canvas_of(config, **grid)
+        sampling = SAMPLING[config.face.kind](**params)
+        targets = torch.tensor([self._class(name) for name in rows.get("label", [])])
+        with torch.inference_mode():
+            groups = self.model.generate(
+                canvas.places(len(rows)),
+                targets=targets if config.head.classes else None,
+                seeds=torch.tensor(rows["seed"].to_numpy()),
+                sampling=sampling,
+            )
+            return canvas.pictures(groups).numpy()
+
+    def _class(self, name: str) -> int:
+        classes = self.model.config.head.classes
+        if name not in classes:
+            raise ValueError(f"no class {name!r}; the model's classes: {', '.join(classes)}")
+        return classes.index(name)
+
+    def _predict(self, model_input: dict[str, NDArray]) -> pd.DataFrame:
         """One image at a time, so that memory holds one; rows in the order of `image`."""
         head = self.model.config.head
         names = head.classes if isinstance(head, ClassifyConfig) else head.targets

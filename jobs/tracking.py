@@ -143,6 +143,12 @@ class Run:
 
         mlflow.MlflowClient().log_text(self.run_id, json.dumps(value, indent=2) + "\n", file)
 
+    def log_file(self, path: Path) -> None:
+        """A file as an artifact of its name."""
+        import mlflow
+
+        mlflow.MlflowClient().log_artifact(self.run_id, str(path))
+
     def log_figure(self, figure: "Figure", file: str) -> None:
         """A matplotlib figure as a picture."""
         import mlflow

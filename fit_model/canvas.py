@@ -1,0 +1,81 @@
+"""The grid of groups that an image to be made consists of, and the image that they make."""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from fit_model import checks
+from fit_model.autoregressive import AutoregressiveConfig
+from fit_model.denoiser import DiffusionConfig
+from fit_model.groups import Places
+from fit_model.model import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """Rows and columns of whole groups, none of them missing."""
+
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        checks.positive(grid_rows=self.rows, grid_columns=self.columns)
+
+    def places(self, num_images: int, *, device: torch.device | None = None) -> Places:
+        """Where the groups of so many images lie: image by image, row by row."""
+        num_groups = self.rows * self.columns
+        number = torch.arange(num_groups, device=device).repeat(num_images)
+        ones = torch.ones(num_images, dtype=torch.int64, device=device)
+        return Places(
+            image=torch.arange(num_images, device=device).repeat_interleave(num_groups),
+            row=number // self.columns,
+            column=number % self.columns,
+            grid_rows=ones * self.rows,
+            grid_columns=ones * self.columns,
+        )
+
+    def pictures(
+        self, groups: Shaped[Tensor, "g side side bands"]
+    ) -> Shaped[Tensor, "b height width bands"]:
+        """The groups at `places` put together."""
+        grids = groups.unflatten(0, (-1, self.rows, self.columns))
+        return grids.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def canvas_of(
+    config: ModelConfig, *, rows: int | None = None, columns: int | None = None
+) -> Canvas:
+    """The canvas that a user asks for; of what is not said, the one of training if it is known.
+
+    A model that knows one number of groups only makes images of that number, square ones unless
+    rows or columns say otherwise. Any other model makes images of one group unless told.
+    """
+    known = known_groups(config)
+    if known is None:
+        return Canvas(rows=rows or 1, columns=columns or 1)
+    if rows is None and columns is None:
+        rows = math.isqrt(known)
+    if rows is None:
+        rows = known // cast(int, columns)
+    if columns is None:
+        columns = known // max(rows, 1)
+    if rows * columns != known:
+        raise ValueError(
+            f"this model makes images of {known} groups, and {rows} x {columns} are not as many: "
+            f"set grid_rows and grid_columns to factors of {known}"
+        )
+    return Canvas(rows=rows, columns=columns)
+
+
+def known_groups(config: ModelConfig) -> int | None:
+    """Stored groups of every image that the model was built for; None where any number will do."""
+    face = cast(DiffusionConfig | AutoregressiveConfig, config.face)
+    if face.num_groups is None or face.latent_position == "coordinate":
+        return None
+    if isinstance(face, AutoregressiveConfig):
+        return face.num_groups // (config.input.group_side_px // face.patch_px) ** 2
+    return face.num_groups
