@@ -1,7 +1,7 @@
 """What a forward pass costs, and how many parameters a configuration declares: closed forms.
 
 With L data tokens and M latents of an image, n tokens and m latents of a group, s tokens of
-context, a = min(d, e) and r = mlp_ratio, multiply-adds are
+context, a = min(d, e), rounded down to whole heads, and r = mlp_ratio, multiply-adds are
 
     stem               L c d
     local layer        L ((4 + 2r) d^2 + 2 n d)          feed-forward only: L 2r d^2
@@ -74,7 +74,9 @@ def _trunk_macs(trunk: TrunkConfig, num_tokens: int, groups: int, *, context: in
     if trunk.local_mixing == "none":
         local = tokens * 2 * trunk.mlp_ratio * d * d
     across = latents * dense * e * e + 2 * latents * latents * e
-    exchange = 2 * min(d, e) * (latents * e + tokens * d + tokens * trunk.latents_per_group)
+    heads = min(trunk.heads, trunk.latent_heads)
+    inner = heads * (min(d, e) // heads)
+    exchange = 2 * inner * (latents * e + tokens * d + tokens * trunk.latents_per_group)
     condition = 2 * (latents + context) * e * e + 2 * latents * context * e if context else 0
     blocks = trunk.blocks
     reads, writes = sum(block.num_across > 0 for block in blocks), len(blocks) - 1

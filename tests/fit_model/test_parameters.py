@@ -2,16 +2,40 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from fit_model.autoregressive import AutoregressiveConfig, Decoder
 from fit_model.body import TrunkConfig
+from fit_model.denoiser import Denoiser, DiffusionConfig
 from fit_model.encoder import Encoder, EncoderConfig
-from fit_model.flops import forward_macs, num_parameters
+from fit_model.flops import (
+    decoder_parameters,
+    denoiser_parameters,
+    encoder_parameters,
+    forward_macs,
+    num_parameters,
+    training_macs,
+)
 from fit_model.heads import RegressConfig
 from fit_model.models import build
 from fit_model.tokens import InputConfig
-from tests.fit_model.examples import model_config, trunk_config
+from tests.fit_model.examples import image, model_config, trunk_config
+from tests.fit_model.generators import batch_of, generator_config, head, pixels, targets_of
 
-ROWS = [
+SMALL = {"layers": "(2)2(1)", "width": 32, "latent_width": 48, "latents_per_group": 3}
+LARGE = {"layers": "(2)4(2)4(2)", "width": 256, "latent_width": 512}
+
+
+def count(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def trunk(*, heads=4, **size):
+    return TrunkConfig(heads=heads, latent_heads=heads, **size)
+
+
+ENCODERS = [
     # layers, tokens, groups, latents, width, latent width, channels, heads, named, parameters
     ("(2)2(1)", 64, 4, 3, 32, 48, 12, 4, False, 107_216),
     ("(1)2(1)3", 64, 4, 3, 32, 48, 12, 4, False, 184_752),
@@ -24,26 +48,100 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]} {row[-1]}")
+@pytest.mark.parametrize("row", ENCODERS, ids=lambda row: f"{row[0]} {row[-1]}")
 def test_the_encoder_has_the_official_number_of_parameters(row):
     layers, tokens, groups, latents, width, latent_width, channels, heads, named, wanted = row
+    size = {"width": width, "latent_width": latent_width, "latents_per_group": latents}
     config = EncoderConfig(
         patch_px=1,
-        trunk=TrunkConfig(
-            layers=layers,
-            width=width,
-            latent_width=latent_width,
-            latents_per_group=latents,
-            heads=heads,
-            latent_heads=heads,
-        ),
+        trunk=trunk(layers=layers, heads=heads, **size),
         latent_position="learned",
         num_groups=groups,
         group_token="one_hot" if named else "none",
     )
     with torch.device("meta"):
         encoder = Encoder(config, num_tokens=tokens // groups, inputs=channels)
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == wanted
+    assert count(encoder) == wanted
+    assert encoder_parameters(config, num_tokens=tokens // groups, inputs=channels) == wanted
+
+
+DENOISERS = [
+    # trunk, self-conditioning, tokens of a group, channels, classes, parameters
+    (SMALL, "none", 16, 12, 10, 120_620),
+    (SMALL, "latent", 16, 12, 10, 139_484),
+    (SMALL | {"after_exchange": "feed_forward"}, "none", 16, 12, 10, 147_804),
+    (SMALL | {"local_mixing": "none"}, "none", 16, 12, 10, 107_756),
+    (LARGE | {"latents_per_group": 32}, "latent", 64, 48, 1000, 36_697_392),
+]
+
+
+@pytest.mark.parametrize("row", DENOISERS, ids=lambda row: str(row[-1]))
+def test_the_denoiser_has_the_official_number_of_parameters(row):
+    size, self_conditioning, tokens, channels, classes, wanted = row
+    config = DiffusionConfig(
+        patch_px=1,
+        trunk=trunk(**size),
+        latent_position="learned",
+        num_groups=4,
+        self_conditioning=self_conditioning,
+    )
+    shape = {"num_tokens": tokens, "inputs": channels, "num_classes": classes}
+    with torch.device("meta"):
+        denoiser = Denoiser(config, **shape)
+    assert count(denoiser) == wanted
+    assert denoiser_parameters(config, **shape) == wanted
+
+
+DECODERS = [
+    # trunk, embedding, bias, tokens of a group, groups, parameters
+    (SMALL, "shared", "learned", 12, 4, 114_960),
+    (SMALL, "separate", "none", 12, 4, 122_896),
+    (LARGE | {"latents_per_group": 8}, "shared", "learned", 192, 64, 31_918_848),
+]
+
+
+@pytest.mark.parametrize("row", DECODERS, ids=lambda row: str(row[-1]))
+def test_the_autoregressive_decoder_has_the_official_number_of_parameters(row):
+    size, embedding, output_bias, tokens, groups, wanted = row
+    config = AutoregressiveConfig(
+        patch_px=1,
+        trunk=trunk(**size),
+        latent_position="learned",
+        num_groups=groups,
+        embedding=embedding,
+        output_bias=output_bias,
+    )
+    with torch.device("meta"):
+        decoder = Decoder(config, num_tokens=tokens)
+    assert count(decoder) == wanted
+    assert decoder_parameters(config, num_tokens=tokens, num_classes=0) == wanted
+
+
+TRUNKS = [
+    trunk_config(layers="(1)2(1)1(2)", mlp_ratio=3),
+    trunk_config(layers="(1)2(1)", key_norm="none", after_exchange="feed_forward"),
+    trunk_config(layers="(2)1(1)", local_mixing="none", width=30, heads=5, latent_heads=8),
+    trunk_config(layers="(2)"),
+    trunk_config(layers="(0)1(0)1(0)"),
+]
+OPTIONS = {
+    "diffusion": [
+        {},
+        {"classes": ()},
+        {"self_conditioning": "none"},
+        {"token_position": "sin_cos_2d", "latent_position": "sin_cos_2d", "num_groups": 4},
+        {"token_position": "sin_cos", "latent_position": "learned", "num_groups": 4},
+        *({"trunk": trunk} for trunk in TRUNKS),
+    ],
+    "autoregressive": [
+        {},
+        {"classes": ()},
+        {"embedding": "separate", "output_bias": "none", "num_levels": 17},
+        {"token_position": "sin_cos", "latent_position": "sin_cos_2d", "num_groups": 16},
+        {"embedding": "separate", "latent_position": "learned", "num_groups": 16},
+        *({"trunk": trunk} for trunk in TRUNKS),
+    ],
+}
 
 
 @pytest.mark.parametrize(
@@ -58,10 +156,17 @@ def test_the_encoder_has_the_official_number_of_parameters(row):
                 targets=("age",), target_mean=(3.0,), target_std=(2.0,), pool="tokens"
             ),
         ),
+        *(
+            generator_config(kind, **options)
+            for kind, choices in OPTIONS.items()
+            for options in choices
+        ),
     ],
 )
 def test_parameters_are_known_without_building_the_model(config):
-    assert num_parameters(config) == sum(p.numel() for p in build(config).parameters())
+    with torch.device("meta"):
+        model = build(config)
+    assert num_parameters(config) == count(model)
 
 
 def large(*, group_side_px, latents, width):
@@ -97,5 +202,45 @@ def test_multiply_adds_are_those_of_the_facts(config, groups, wanted, within):
 
 
 def test_images_of_a_batch_cost_what_they_cost_alone():
-    config = model_config()
-    assert forward_macs(config, [3, 7]) == forward_macs(config, [3]) + forward_macs(config, [7])
+    for config in (model_config(), *(generator_config(kind) for kind in OPTIONS)):
+        assert forward_macs(config, [3, 7]) == forward_macs(config, [3]) + forward_macs(config, [7])
+
+
+def counted(run) -> int:
+    """Multiply-adds that PyTorch counts in its matrix products."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(kind, options) for kind, choices in OPTIONS.items() for options in choices],
+    ids=str,
+)
+def test_generators_cost_as_many_multiply_adds_as_pytorch_counts(kind, options):
+    model = build(generator_config(kind, **options))
+    batch, size = batch_of([image(2, 2, seed=seed) for seed in (1, 2)]), model.face.trunk
+    targets, seeds = targets_of(model, 2), torch.arange(2)
+    found = counted(lambda: model.losses(batch, targets, seeds=seeds))
+    named, passes, apart = len(model.head.classes), 1, 0
+    if kind == "diffusion":
+        # what is left out, an image and a pass: the tokens of time and class, and, a latent, the
+        # thought about the step before
+        e = size.latent_width
+        passes = 2 if model.face.self_conditioning == "latent" else 1
+        apart = 2 * passes * ((e // 4) * e + e * e + named * e)
+        if passes == 2:
+            apart += passes * 8 * size.latents_per_group * 2 * size.mlp_ratio * e * e
+    elif named:
+        apart = 2 * named * size.width
+    assert found - apart == passes * forward_macs(model.config, [4, 4])
+    assert training_macs(model.config, [4]) == (2 + passes) * forward_macs(model.config, [4])
+
+
+def test_a_pixel_more_of_every_patch_costs_the_stem_and_the_projection():
+    small, wide = (
+        generator_config("diffusion", source=pixels(bands=bands), makes=head()) for bands in (1, 3)
+    )
+    tokens = 5 * small.num_tokens
+    assert forward_macs(wide, [5]) - forward_macs(small, [5]) == tokens * 2 * 16 * 2 * 12
