@@ -6,14 +6,16 @@ import torch
 
 from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.denoiser import DiffusionConfig
-from fit_model.groups import GroupBatch, collate
-from fit_model.model import ModelConfig
+from fit_model.groups import GroupBatch, Places, collate
+from fit_model.model import Model, ModelConfig
+from fit_model.models import build
 from fit_model.pixels import GenerateConfig
 from fit_model.tokens import InputConfig
-from tests.fit_model.examples import BANDS, PATCH_PX, SIDE_PX, image, trunk_config
+from tests.fit_model.examples import BANDS, PATCH_PX, SIDE_PX, image, randomize, trunk_config
 
 LAYERS = "(1)2(1)1(1)"
 CLASSES = ("night", "dawn", "day")
+TRUNK = trunk_config(layers=LAYERS, latent_width=16)
 FACES = {"diffusion": DiffusionConfig, "autoregressive": AutoregressiveConfig}
 IMAGES = [
     image(2, 2, seed=1),
@@ -65,3 +67,14 @@ def seeds_of(count: int, *, start: int = 40) -> torch.Tensor:
 
 def batch_of(images=IMAGES) -> GroupBatch:
     return collate(images)
+
+
+def single_groups(count: int) -> Places:
+    """The places of images of one group each."""
+    return Places.in_one_row(num_images=count, num_groups=1, device=torch.device("cpu"))
+
+
+def model_of(kind: str, *, trunk=TRUNK, **settings) -> Model:
+    """A model whose every weight is drawn at random."""
+    torch.manual_seed(0)
+    return randomize(build(generator_config(kind, trunk=trunk, **settings))).eval()
