@@ -89,6 +89,7 @@ def test_of_a_group_of_workers_the_one_that_made_the_mistake_is_shown(capsys):
         ("preprocess", ("Reads", "Writes")),
         ("train", ("Reads", "Writes")),
         ("evaluate", ("Reads", "Writes")),
+        ("generate", ("Reads", "Writes")),
         ("demo", ("Writes",)),
         ("doctor", ("Reads", "Writes")),
         ("submit", ("Reads",)),
@@ -136,3 +137,41 @@ def test_models_can_be_browsed_before_there_are_any(capsys):
     seen = CliRunner().invoke(cli.app, ["models", "show", "absent@champion"])
     assert seen.exit_code == 2
     assert "no model 'absent'; there are: (none yet)" in seen.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "overrides"),
+    [
+        (["digits@best"], None, ['model="digits@best"']),
+        (["7", "a.yaml", "seed=1"], "a.yaml", ['model="7"', "seed=1"]),
+        (["a.yaml", "seed=1"], "a.yaml", ["seed=1"]),
+        (["model=m", "seed=1"], None, ["model=m", "seed=1"]),
+        ([], None, []),
+    ],
+)
+def test_generate_takes_the_model_first_without_its_name(arguments, path, overrides):
+    seen, rest = runner.split_arguments("generate", arguments)
+    assert (seen, rest) == (path and Path(path), overrides)
+
+
+def test_other_jobs_take_a_file_first():
+    assert runner.split_arguments("train", ["a", "b=1"]) == (Path("a"), ["b=1"])
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("num_images=0", "num_images 0 must be at least 1"),
+        ("autoregressive.top_p=1.5", "top_p is 1.5: it must lie in (0, 1]"),
+        ("diffusion.schedule=cosinus", "schedule 'cosinus' is unknown; did you mean 'cosine'?"),
+        ("diffusion.stesp=3", "no setting 'diffusion.stesp'; did you mean 'diffusion.steps'?"),
+        ("seed=1", "no model 'absent'; there are: (none yet)"),
+    ],
+)
+def test_a_mistake_in_what_to_generate_is_one_line(override, says):
+    seen = CliRunner().invoke(cli.app, ["generate", "absent@champion", "output=made", override])
+    assert seen.exit_code == 2
+    (line,) = seen.stderr.splitlines()
+    assert line.startswith("farreach generate: ")
+    assert says in line

@@ -10,13 +10,18 @@ import torch
 from sklearn import metrics
 
 from fit_model import weights
+from fit_model.models import build
 from jobs import registry
+from jobs.batches import image_seed
 from jobs.evaluate import EvaluateConfig, main
 from jobs.runner import exit_codes
 from jobs.targets import RegressTarget
 from jobs.train import main as train
+from jobs.train import model_config
 from jobs.workers import WorkersConfig
 from pipeline.dataset import open_dataset
+from tests.fit_model.examples import randomize
+from tests.jobs import small_generating
 from tests.jobs.small_training import one_image, train_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -133,3 +138,55 @@ def test_numbers_are_learned_and_their_errors_measured_in_their_own_units(
         rel=1e-5,
     )
     assert picture(trained.run_id, "test/amount.png").startswith(PNG)
+
+
+def per_image(model, dataset: str) -> np.ndarray:
+    """The model's measures of one test image after the other."""
+    stored = open_dataset(dataset)
+    rows = []
+    for number, record in enumerate(stored.images("test")):
+        target = torch.tensor([model.config.head.classes.index(record.labels["kind"])])
+        seeds = torch.tensor([image_seed(0, step=0, image=number)])
+        with torch.inference_mode():
+            found = model.measures(small_generating.one_image(stored, record), target, seeds=seeds)
+        rows.append(found[0].double().numpy())
+    return np.array(rows)
+
+
+def evaluated(folder: Path, face: str) -> tuple[dict[str, float], np.ndarray, str]:
+    """Scores of an untrained decoder, what they are made from, and the run they are in."""
+    dataset = small_generating.write_dataset(folder / "data")
+    config = small_generating.train_config(dataset, face)
+    model = randomize(build(model_config(config, open_dataset(dataset)))).eval()
+    weights.save(model, folder / face)
+    scores = main(
+        EvaluateConfig(
+            model=str(folder / face),
+            dataset=dataset,
+            images_per_batch=3,
+            experiment=face,
+            workers=WorkersConfig(num_workers=2),
+        )
+    )
+    (run,) = mlflow.search_runs(experiment_names=[face], output_format="list")
+    assert {name: run.data.metrics[name] for name in scores} == scores
+    return scores, per_image(model, dataset), run.info.run_id
+
+
+def test_a_diffusion_models_loss_is_measured_at_every_noise_level(store):
+    scores, losses, run_id = evaluated(store, "diffusion")
+    expected = {"test/denoising_loss": losses.mean()}
+    expected |= {f"test/denoising_loss/t0.{part}5": losses[:, part].mean() for part in range(10)}
+    assert losses.shape == (4, 10)
+    assert scores == pytest.approx(expected, rel=1e-5)
+    assert picture(run_id, "test/denoising_loss.png").startswith(PNG)
+
+
+def test_an_autoregressive_model_is_measured_in_bits_over_all_sub_pixels(store):
+    scores, bits, run_id = evaluated(store, "autoregressive")
+    pixels = np.array([height * width for height, width in small_generating.SIZES_PX])
+    sizes = pixels[np.arange(9, 13) % 4]
+    expected = (bits[:, 0] * sizes).sum() / sizes.sum()
+    assert scores == {"test/bits_per_subpixel": pytest.approx(expected, rel=1e-5)}
+    assert expected != pytest.approx(bits.mean(), rel=1e-3)
+    assert picture(run_id, "test/bits_per_subpixel.png").startswith(PNG)

@@ -10,17 +10,26 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from fit_model import weights
+from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.body import TrunkConfig
+from fit_model.canvas import Canvas
+from fit_model.choosing import DecodingConfig
+from fit_model.denoiser import DiffusionConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.groups import GroupBatch, collate
 from fit_model.heads import ClassifyConfig
-from fit_model.models import Model, ModelConfig, build
+from fit_model.model import Model, ModelConfig
+from fit_model.models import build
+from fit_model.pixels import GenerateConfig
+from fit_model.samplers import SamplingConfig
 from fit_model.tokens import InputConfig
-from jobs import registry, tracking
+from jobs import models, registry, tracking
 from jobs.errors import UserError
 from jobs.model_signature import arrays_of
+from tests.fit_model.examples import randomize
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def model() -> Model:
         layers="(1)1", width=8, latent_width=8, latents_per_group=2, heads=2, latent_heads=2
     )
     config = ModelConfig(
-        encoder=EncoderConfig(patch_px=4, trunk=trunk),
+        face=EncoderConfig(patch_px=4, trunk=trunk),
         input=InputConfig(bands=3, group_side_px=8, band_mean=(99.0,) * 3, band_std=(50.0,) * 3),
         head=ClassifyConfig(classes=("cat", "dog")),
     )
@@ -63,6 +72,7 @@ def register(model: Model, folder: Path, **changes) -> int:
     weights.save(model, folder / "trained")
     with tracking.open_run("scenes", system_metrics=False) as run:
         pass
+    name = changes.pop("name", "animals")
     given = {
         "pixel_dtype": "uint8",
         "alias": "champion",
@@ -70,7 +80,23 @@ def register(model: Model, folder: Path, **changes) -> int:
         "dataset_digest": "d" * 64,
         "card": "# Cats and dogs\n\nTrained on eight scenes.",
     }
-    return registry.register(run.run_id, folder / "trained", "animals", **(given | changes))
+    return registry.register(run.run_id, folder / "trained", name, **(given | changes))
+
+
+def in_fresh_process(program: str, store: Path) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "MLFLOW_TRACKING_URI": tracking.tracking_uri()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=store,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 FRESH = """
@@ -87,18 +113,7 @@ def test_a_fresh_process_predicts_the_same_with_the_code_stored_beside_the_weigh
 ):
     assert register(model, store) == 1
     np.savez(store / "groups.npz", **arrays_of(batch))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "MLFLOW_TRACKING_URI": tracking.tracking_uri()
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH],
-        cwd=store,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    done = in_fresh_process(FRESH, store)
     code, seen = json.loads(done.stdout)
     assert code.startswith(str(store / "mlruns"))
     assert list(seen) == ["cat", "dog"]
@@ -220,3 +235,89 @@ def test_more_models_than_a_page_holds_are_all_listed(store, monkeypatch):
         client.create_registered_model(f"m{number:03d}")
     with pytest.raises(UserError, match=r"m000, .*m102"):
         registry.show("absent")
+
+
+MAKING = """
+import json, mlflow, pandas
+for name, columns, params in json.load(open("asked.json")):
+    model = mlflow.pyfunc.load_model(f"models:/{name}/1")
+    print(json.dumps(model.predict(pandas.DataFrame(columns), params=params).tolist()))
+"""
+
+
+def maker(face: DiffusionConfig | AutoregressiveConfig, classes: tuple[str, ...]) -> Model:
+    config = ModelConfig(
+        face=face,
+        input=InputConfig(bands=2, group_side_px=8, band_mean=(5.0,) * 2, band_std=(3.0,) * 2),
+        head=GenerateConfig(
+            target="kind" if classes else None,
+            classes=classes,
+            pixel_dtype="uint8",
+            pixel_low=0.0,
+            pixel_high=16.0,
+        ),
+    )
+    return randomize(build(config)).eval()
+
+
+def makers() -> dict[str, Model]:
+    trunk = TrunkConfig(
+        layers="(1)1(1)", width=8, latent_width=8, latents_per_group=2, heads=2, latent_heads=2
+    )
+    return {
+        "diffusion": maker(DiffusionConfig(patch_px=4, trunk=trunk), ("cat", "dog")),
+        "autoregressive": maker(AutoregressiveConfig(patch_px=4, trunk=trunk, num_levels=17), ()),
+    }
+
+
+def test_a_fresh_process_makes_the_images_of_a_folder_that_was_pulled(store):
+    seeds, params = [3, 2**40, 3], {"grid_columns": 2}
+    asked = [
+        ("diffusion", {"label": ["dog", "cat", "cat"], "seed": seeds}, params | {"steps": 3}),
+        ("autoregressive", {"seed": seeds}, params | {"top_k": 4}),
+    ]
+    for name, model in makers().items():
+        register(model, store, name=name)
+    (store / "asked.json").write_text(json.dumps(asked))
+    done = in_fresh_process(MAKING, store)
+    sampling = {"steps": SamplingConfig(steps=3), "top_k": DecodingConfig(top_k=4)}
+    for line, (name, columns, given) in zip(done.stdout.splitlines(), asked, strict=True):
+        registry.pull(f"{name}@champion", store / name)
+        model = weights.load(store / name)
+        canvas = Canvas(rows=1, columns=2)
+        targets = torch.tensor([1, 0, 0]) if "label" in columns else None
+        with torch.inference_mode():
+            groups = model.generate(
+                canvas.places(3),
+                targets=targets,
+                seeds=torch.tensor(seeds),
+                sampling=sampling[list(given)[-1]],
+            )
+        expected = canvas.pictures(groups).numpy()
+        assert expected.shape == (3, 8, 16, 2)
+        np.testing.assert_array_equal(np.array(json.loads(line)), expected)
+        assert (expected[1] != expected[2]).any()
+
+
+def test_the_signature_of_a_model_that_makes_images_says_what_it_can_be_told(store):
+    for name, model in makers().items():
+        register(model, store, name=name)
+    read = {
+        name: mlflow.models.get_model_info(f"models:/{name}/1").signature
+        for name in ("diffusion", "autoregressive")
+    }
+    assert [column.name for column in read["diffusion"].inputs.inputs] == ["label", "seed"]
+    assert [column.name for column in read["autoregressive"].inputs.inputs] == ["seed"]
+    (pixels,) = read["diffusion"].outputs.inputs
+    assert (pixels.type, pixels.shape) == (np.dtype("uint8"), (-1, -1, -1, 2))
+    defaults = {each.name: each.default for each in read["diffusion"].params.params}
+    assert defaults == {
+        "grid_rows": None, "grid_columns": None, "sampler": "ddim", "steps": 100,
+        "schedule": None, "guidance": 0.0, "time_shift": 0.0,
+    }  # fmt: skip
+    assert {each.name for each in read["autoregressive"].params.params} == {
+        "grid_rows", "grid_columns", "temperature", "top_k", "top_p", "guidance"
+    }  # fmt: skip
+    shown = CliRunner().invoke(models.app, ["show", "diffusion@champion"])
+    assert shown.exit_code == 0
+    assert "diffusion version 1" in shown.stdout
