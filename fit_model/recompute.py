@@ -35,7 +35,7 @@ def recomputed_in_parts(layer: Callable[..., Tensor], *inputs: Tensor | None) ->
     num_groups = next(each.shape[0] for each in inputs if each is not None)
     longest = max(each.shape[1] for each in inputs if each is not None)
     groups_a_part = max(1, POSITIONS_A_PART // longest)
-    if groups_a_part >= num_groups or not torch.is_grad_enabled():
+    if groups_a_part >= num_groups:
         return recomputed(layer, *inputs)
     parts = zip(*(_split(each, num_groups, groups_a_part) for each in inputs), strict=True)
     return torch.cat([recomputed(layer, *part) for part in parts])
