@@ -1,5 +1,7 @@
 """What the denoiser sees and what it does not: facts/fit.md sections 1.6 and 8.4."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,9 @@ TRUNK = trunk_config(layers=LAYERS, latent_width=WIDTH)
 SHAPE = (TOKENS, CHANNELS)
 
 
-def denoiser(*, classes=CLASSES, groups=GROUPS, fresh=False, **changes):
+def denoiser(*, classes=CLASSES, groups=GROUPS, fresh=False, trunk=TRUNK, **changes):
     settings = {"latent_position": "learned", "num_groups": groups} | changes
-    config = DiffusionConfig(patch_px=1, trunk=TRUNK, **settings)
+    config = DiffusionConfig(patch_px=1, trunk=trunk, **settings)
     torch.manual_seed(0)
     model = Denoiser(config, num_tokens=TOKENS, inputs=CHANNELS, num_classes=classes).double()
     return model if fresh else randomize(model)
@@ -184,3 +186,18 @@ def test_steps_carry_the_latents_of_the_pass_with_the_label():
         wanted = 2.5 * named.patches - 1.5 * nameless.patches
         torch.testing.assert_close(steps(noisy, gamma), wanted, rtol=0, atol=1e-12)
         before = named.latents
+
+
+def test_nothing_is_dropped_outside_local_and_global_layers():
+    trunk = replace(TRUNK, dropout=0.9, drop_path=0.9, after_exchange="feed_forward")
+    model, seen = denoiser(trunk=trunk).train(), normal(4, 3, WIDTH)
+    assert torch.equal(model.before(seen), model.before(seen))
+    for move in (model.trunk.blocks[0].read, model.trunk.blocks[0].write):
+        width = move.layer.query_norm.normalized_shape[0]
+        asking, offering = (
+            normal(4, 3, width),
+            normal(4, 3, move.layer.key_norm.normalized_shape[0]),
+        )
+        assert torch.equal(move.exchange(asking, offering), move.exchange(asking, offering))
+    layer = model.trunk.blocks[0].across.layers[0]
+    assert not torch.equal(layer(seen), layer(seen))

@@ -1,5 +1,7 @@
 """bfloat16 stays near float32, and recomputation changes no number."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,15 @@ from fit_model.heads import ClassifyConfig, RegressConfig
 from fit_model.layers import drop_path
 from fit_model.models import build
 from tests.fit_model.examples import image, model_config, trunk_config
+from tests.fit_model.generators import (
+    FACES,
+    TRUNK,
+    batch_of,
+    generator_config,
+    model_of,
+    seeds_of,
+    targets_of,
+)
 
 BATCH = collate([image(2, 2, seed=1), image(3, 3, stored=[0, 4, 5], width_px=20, seed=2)])
 TARGETS = torch.tensor([0, 2])
@@ -50,6 +61,72 @@ def test_recomputing_activations_gives_the_same_loss_and_gradients(rate, dtype):
     assert gradients.keys() == recomputed.keys()
     for name in gradients:
         assert torch.equal(gradients[name], recomputed[name]), name
+
+
+def generator_step(model):
+    """Losses and gradients of one batch of images to imitate."""
+    torch.manual_seed(7)
+    losses = model.losses(batch_of(), targets_of(model, 4), seeds=seeds_of(4))
+    losses.sum().backward()
+    return losses.detach(), {n: p.grad for n, p in model.named_parameters()}
+
+
+GENERATORS = [
+    ("diffusion", {}),
+    ("diffusion", {"prediction": "v", "normalize_input": "deviation"}),
+    ("diffusion", {"classes": (), "self_conditioning": "none"}),
+    ("autoregressive", {}),
+    ("autoregressive", {"classes": (), "embedding": "separate", "order": "raster"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), GENERATORS, ids=str)
+def test_generators_in_bf16_stay_near_float32(kind, settings):
+    torch.manual_seed(0)
+    model = build(generator_config(kind, trunk=TRUNK, **settings))
+    wanted, gradients = generator_step(model)
+    model.zero_grad()
+    found, rough = generator_step(model.to(torch.bfloat16))
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0.02)
+    exact = torch.cat([gradients[name].flatten() for name in gradients])
+    near = torch.cat([rough[name].float().flatten() for name in gradients])
+    assert torch.cosine_similarity(exact, near, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize(("kind", "settings"), GENERATORS, ids=str)
+def test_recomputing_in_generators_gives_the_same_losses_and_gradients(kind, settings, rate):
+    results = []
+    for checkpointing in ("none", "layer"):
+        trunk = replace(TRUNK, checkpointing=checkpointing, dropout=rate, drop_path=rate)
+        model = model_of(kind, trunk=trunk, **settings).double().train()
+        results.append(generator_step(model))
+    (losses, gradients), (again, recomputed) = results
+    torch.testing.assert_close(again, losses, atol=1e-12, rtol=1e-12)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", FACES)
+def test_dropout_acts_on_generators_in_training_alone(kind):
+    model = model_of(kind, trunk=replace(TRUNK, dropout=0.3, drop_path=0.3))
+    targets, seeds = targets_of(model, 4), seeds_of(4)
+
+    def losses():
+        with torch.no_grad():
+            return model.losses(batch_of(), targets, seeds=seeds)
+
+    assert torch.equal(losses(), losses())
+    model.train()
+    assert (losses() != losses()).any()
+
+
+@pytest.mark.parametrize("kind", FACES)
+def test_every_parameter_of_a_generator_learns(kind):
+    _, gradients = generator_step(model_of(kind))
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
 
 
 def test_recomputing_keeps_fewer_activations():

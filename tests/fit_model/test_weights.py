@@ -10,6 +10,7 @@ from fit_model import weights
 from fit_model.heads import RegressConfig
 from fit_model.models import build
 from tests.fit_model.examples import image, model_config, randomize
+from tests.fit_model.generators import batch_of, generator_config, head, seeds_of, targets_of
 
 TENSOR = "encoder.trunk.blocks.0.read.layer.attention.query.weight"
 
@@ -81,6 +82,45 @@ def test_tensors_that_are_not_those_of_the_configuration_are_refused(folder, edi
     with pytest.raises(ValueError, match=said) as caught:
         weights.load(folder)
     assert weights.WEIGHTS in str(caught.value)
+
+
+GENERATORS = [
+    generator_config("diffusion"),
+    generator_config("diffusion", classes=(), self_conditioning="none", schedule="log@1,100,f"),
+    generator_config("autoregressive"),
+    generator_config(
+        "autoregressive",
+        embedding="separate",
+        output_bias="none",
+        num_levels=17,
+        makes=head(pixel_low=0.1, pixel_high=250.3, pixel_dtype="float32"),
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", GENERATORS, ids=lambda config: config.face.kind)
+def test_a_loaded_generator_gives_the_same_losses_and_can_be_trained_on(tmp_path, config, dtype):
+    model = randomize(build(config)).to(dtype).eval()
+    loaded = weights.load(weights.save(model, tmp_path / "model"))
+    assert loaded.config == config
+    assert not loaded.training
+    batch, targets, seeds = batch_of(), targets_of(config, 4), seeds_of(4)
+    losses = loaded.losses(batch, targets, seeds=seeds)
+    assert torch.equal(losses, model.losses(batch, targets, seeds=seeds))
+    losses.sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize(
+    ("saved", "declared"), [(0, 1), (1, 0), (0, 2), (2, 0), (2, 3), (3, 2)], ids=str
+)
+def test_the_weights_of_one_generator_are_no_other_generator(tmp_path, saved, declared):
+    folder = weights.save(build(GENERATORS[saved]), tmp_path / "model")
+    other = weights.save(build(GENERATORS[declared]), tmp_path / "other")
+    (folder / weights.CONFIG).write_bytes((other / weights.CONFIG).read_bytes())
+    with pytest.raises(ValueError, match=rf"{weights.WEIGHTS}: tensor .* (missing|unknown|shape)"):
+        weights.load(folder)
 
 
 def set_trunk(**changes):
