@@ -37,6 +37,7 @@ from pipeline.flow import preprocess
 from pipeline.storage import Location
 from tests.fit_model.examples import randomize
 from tests.jobs.small_generating import FACES, LEVELS, SIDE_PX, train_config, write_dataset
+from tests.pipeline.conftest import s3, s3_endpoint  # noqa: F401  # fixtures
 from tests.pipeline.scenes import in_process
 
 DIFFUSION = SamplingConfig(steps=3, guidance=0.5)
@@ -99,8 +100,9 @@ def alone(model: Model, *, number: int, label: int | None, rows: int, columns: i
 
 def test_images_are_the_models_own_whoever_shares_their_batch(model):
     config = sampled(model, num_images=2, grid_rows=2, grid_columns=3)
-    together = drawn(model, config, [0, 1, 2, 3])
-    for number, picture in enumerate(together):
+    numbers = [3, 0, 2, 1]
+    together = drawn(model, config, numbers)
+    for number, picture in zip(numbers, together, strict=True):
         expected = alone(model, number=number, label=number % 2, rows=2, columns=3)
         assert picture.shape == (2 * SIDE_PX, 3 * SIDE_PX, 1)
         np.testing.assert_array_equal(picture, expected)
@@ -135,10 +137,12 @@ def test_completed_images_begin_as_those_of_the_dataset(dataset, order):
     found = order_of(model, config)
     assert found.begun == ("train-00", "train-01", "train-02", "train-03")
     assert found.labels == ("dark", "bright", "dark", "bright")
-    made = drawn(model, config, [0, 1, 2, 3])
+    numbers = [2, 0, 3, 1]
+    made = drawn(model, config, numbers)
+    records = open_dataset(dataset).images("train")
     changed = 0
-    for picture, record in zip(made, open_dataset(dataset).images("train"), strict=False):
-        with rasterio.open(record.uri) as source:
+    for picture, number in zip(made, numbers, strict=True):
+        with rasterio.open(records[number].uri) as source:
             given = source.read(1)
         # two patches of 4 px, the first of every image: half of the upper left group's first row
         assert picture.shape == (*given.shape, 1)
@@ -259,6 +263,21 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
         assert not (tmp_path / "deep" / "made").exists()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["made"]
     with pytest.raises(ValueError, match="made exists: choose another output, or delete it"):
+        require_new(place, name="output")
+
+
+@pytest.mark.usefixtures("s3")
+def test_in_a_bucket_the_file_that_makes_it_whole_comes_last(caplog):
+    place = Location.of("s3://scans/made")
+    with caplog.at_level("INFO", logger="werkzeug"), drafted(place, last="first") as draft:
+        (draft / "images").mkdir()
+        for name in ("first", "images/00000.png", "labels.csv"):
+            (draft / name).write_text(name)
+    sent = [each.getMessage() for each in caplog.records if "PUT" in each.getMessage()]
+    assert "/scans/made/first" in sent[-1]
+    assert place.files() == ["first", "images/00000.png", "labels.csv"]
+    assert place.child("images/00000.png").read_bytes() == b"images/00000.png"
+    with pytest.raises(ValueError, match="s3://scans/made exists"):
         require_new(place, name="output")
 
 
