@@ -28,6 +28,7 @@ from jobs.generate import GenerateConfig, main
 from jobs.orders import CompleteConfig, order_of
 from jobs.pixel_files import decoded, encoded, suffix_of
 from jobs.runner import exit_codes
+from jobs.settings import load
 from jobs.train import model_config
 from jobs.whole_folder import drafted, require_new
 from jobs.workers import WorkersConfig
@@ -42,6 +43,8 @@ from tests.pipeline.scenes import in_process
 
 DIFFUSION = SamplingConfig(steps=3, guidance=0.5)
 DECODING = DecodingConfig(top_k=5)
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = sorted((REPOSITORY / "jobs/configs/generate").glob("*.yaml"))
 SAMPLING: dict[str, Any] = {"diffusion": DIFFUSION, "autoregressive": DECODING}
 
 
@@ -189,6 +192,12 @@ def test_a_completion_that_leaves_nothing_to_draw_is_refused(dataset, split, gro
     complete = CompleteConfig(dataset=dataset, split=split, groups=groups)
     with pytest.raises(ValueError, match=says):
         order_of(made_model(dataset, "autoregressive"), settings(complete=complete))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_committed_settings_load_and_say_what_to_type(path):
+    assert load(GenerateConfig, path).output == f"made/{path.stem}"
+    assert f"farreach generate {path.relative_to(REPOSITORY)}" in path.read_text()
 
 
 @pytest.mark.parametrize(
