@@ -76,6 +76,7 @@ def one_hot(number):
 
 OTHERS = [
     {"schedule": "sigmoid@-3,3,0.9", "input_scale": 0.5, "normalize_input": "deviation"},
+    {"loss": "x", "prediction": "v", "input_scale": 0.5},
     {"self_conditioning": "none", "schedule": "simple_linear"},
     {"classes": (), "input_scale": 0.3},
     {"label_dropout": 0.9, "self_conditioning_rate": 0.2},
