@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from jobs import cli, runner
+from jobs import cli, runner, submit
 from jobs.errors import MachineFault, UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -175,3 +175,7 @@ def test_a_mistake_in_what_to_generate_is_one_line(override, says):
     (line,) = seen.stderr.splitlines()
     assert line.startswith("farreach generate: ")
     assert says in line
+
+
+def test_every_job_with_settings_that_a_cluster_can_run_can_be_submitted():
+    assert set(cli.CONFIG_CLASSES) - {"demo"} <= set(submit.JOBS)
