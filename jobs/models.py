@@ -109,11 +109,11 @@ def pull(
 
 
 def metrics_of(metrics: dict[str, float]) -> str:
-    """Scores in one cell; what training cost stands in the card and in the run."""
+    """Scores in one cell; what training cost, and each noise level, stands in the run."""
     scores = {
         name: value
         for name, value in sorted(metrics.items())
-        if not name.startswith(("system/", "final/"))
+        if not name.startswith(("system/", "final/")) and "/denoising_loss/t" not in name
     }
     return "\n".join(f"{name} {value:.4g}" for name, value in scores.items()) or "(not evaluated)"
 

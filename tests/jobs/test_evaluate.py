@@ -165,7 +165,7 @@ def evaluated(folder: Path, face: str) -> tuple[dict[str, float], np.ndarray, st
             dataset=dataset,
             images_per_batch=3,
             experiment=face,
-            workers=WorkersConfig(num_workers=2),
+            workers=WorkersConfig(num_workers=1),
         )
     )
     (run,) = mlflow.search_runs(experiment_names=[face], output_format="list")
