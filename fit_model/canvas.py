@@ -1,6 +1,5 @@
 """The grid of groups that an image to be made consists of, and the image that they make."""
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,6 +12,7 @@ from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.denoiser import DiffusionConfig
 from fit_model.groups import Places
 from fit_model.model import ModelConfig
+from fit_model.pixels import GenerateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +49,16 @@ class Canvas:
 def canvas_of(
     config: ModelConfig, *, rows: int | None = None, columns: int | None = None
 ) -> Canvas:
-    """The canvas that a user asks for; of what is not said, the one of training if it is known.
-
-    A model that knows one number of groups only makes images of that number, square ones unless
-    rows or columns say otherwise. Any other model makes images of one group unless told.
-    """
+    """The canvas that a user asks for; what is not said is as in most images of training."""
+    head = cast(GenerateConfig, config.head)
+    canvas = Canvas(rows=rows or head.grid_rows, columns=columns or head.grid_columns)
     known = known_groups(config)
-    if known is None:
-        return Canvas(rows=rows or 1, columns=columns or 1)
-    if rows is None and columns is None:
-        rows = math.isqrt(known)
-    if rows is None:
-        rows = known // cast(int, columns)
-    if columns is None:
-        columns = known // max(rows, 1)
-    if rows * columns != known:
+    if known not in (None, canvas.rows * canvas.columns):
         raise ValueError(
-            f"this model makes images of {known} groups, and {rows} x {columns} are not as many: "
-            f"set grid_rows and grid_columns to factors of {known}"
+            f"this model makes images of {known} groups, and {canvas.rows} x {canvas.columns} are "
+            f"not as many: set grid_rows and grid_columns to factors of {known}"
         )
-    return Canvas(rows=rows, columns=columns)
+    return canvas
 
 
 def known_groups(config: ModelConfig) -> int | None:

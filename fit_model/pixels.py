@@ -35,10 +35,14 @@ class GenerateConfig:
     pixel_low: float
     pixel_high: float
     """Pixels lie between these two, both included."""
+    grid_rows: int = 1
+    """Of most images it was trained on, in groups: what it makes unless asked for another size."""
+    grid_columns: int = 1
 
     def __post_init__(self) -> None:
         checks.one_of(("generate",), kind=self.kind)
         checks.one_of(PIXEL_DTYPES, pixel_dtype=self.pixel_dtype)
+        checks.positive(grid_rows=self.grid_rows, grid_columns=self.grid_columns)
         checks.finite(pixel_range=(self.pixel_low, self.pixel_high))
         if self.pixel_low >= self.pixel_high:
             raise ValueError(

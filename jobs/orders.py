@@ -51,7 +51,7 @@ class GenerateConfig:
     classes: tuple[str, ...] = ()
     """Those to make images of; none named means all that the model knows."""
     grid_rows: int | None = None
-    """Height of an image in groups; None: as in training if the model knows only that, else 1."""
+    """Height of an image in groups; None: as most images of training."""
     grid_columns: int | None = None
     seed: int = 0
     """Images are numbered through the classes in turn: with more of them the first ones stay."""

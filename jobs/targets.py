@@ -1,5 +1,6 @@
 """What a model learns to predict: label columns as tensors, in the head's own order."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,7 +64,7 @@ class Labelled:
 def head_config(target: Target, dataset: Dataset, *, split: str) -> HeadConfig:
     """The head for these labels: classes of the dataset, or mean and deviation over `split`."""
     if isinstance(target, GenerateTarget):
-        return _generate_config(target, dataset)
+        return _generate_config(target, dataset, split=split)
     if isinstance(target, ClassifyTarget):
         _require(dataset, target.label, kind="class")
         classes = dataset.info.classes[target.label]
@@ -102,7 +103,7 @@ def read_labelled(dataset: Dataset, head: HeadConfig, *, split: str) -> Labelled
     return Labelled(records=tuple(records), values=values, without_groups=len(every) - len(records))
 
 
-def _generate_config(target: GenerateTarget, dataset: Dataset) -> GenerateConfig:
+def _generate_config(target: GenerateTarget, dataset: Dataset, *, split: str) -> GenerateConfig:
     dtype = dataset.format.dtype
     pixel_range = target.pixel_range or PIXEL_RANGES.get(dtype)
     if pixel_range is None:
@@ -111,12 +112,16 @@ def _generate_config(target: GenerateTarget, dataset: Dataset) -> GenerateConfig
         )
     if target.label is not None:
         _require(dataset, target.label, kind="class")
+    grids = Counter((record.grid_rows, record.grid_columns) for record in _seen(dataset, split))
+    (rows, columns), _ = grids.most_common(1)[0]
     return GenerateConfig(
         target=target.label,
         classes=() if target.label is None else dataset.info.classes[target.label],
         pixel_dtype=dtype,
         pixel_low=pixel_range[0],
         pixel_high=pixel_range[1],
+        grid_rows=rows,
+        grid_columns=columns,
     )
 
 

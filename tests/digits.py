@@ -42,7 +42,7 @@ def real_digits() -> Digits:
 
 
 def is_heldout(count: int) -> np.ndarray:
-    return np.arange(count) % 5 == 4
+    return np.arange(count) % 5 == 0
 
 
 def part(split: str) -> Digits:

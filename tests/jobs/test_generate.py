@@ -210,17 +210,22 @@ def test_counts_below_one_are_refused(change):
         settings(**change)
 
 
-def test_a_model_that_knows_one_number_of_groups_makes_images_of_that(dataset):
-    face = {"latent_position": "learned"}
-    diffusion = made_model(dataset, "diffusion", num_groups=6, **face).config
-    with pytest.raises(ValueError, match="images of 6 groups, and 2 x 2 are not as many"):
-        canvas_of(diffusion, rows=2, columns=2)
-    assert canvas_of(diffusion, columns=3) == Canvas(rows=2, columns=3)
-    square = made_model(dataset, "diffusion", num_groups=9, **face).config
-    assert canvas_of(square) == Canvas(rows=3, columns=3)
+def test_images_are_as_large_as_most_of_training_unless_asked_otherwise(dataset):
+    # of the nine training images three consist of one group, and two each of 2, 2 and 4
+    config = made_model(dataset, "diffusion").config
+    assert canvas_of(config) == Canvas(rows=1, columns=1)
+    wide = replace(config, head=replace(config.head, grid_rows=2, grid_columns=3))
+    assert canvas_of(wide) == Canvas(rows=2, columns=3)
+    assert canvas_of(wide, columns=7) == Canvas(rows=2, columns=7)
+
+
+@pytest.mark.parametrize(("face", "num_groups"), [("diffusion", 6), ("autoregressive", 24)])
+def test_a_model_that_knows_one_number_of_groups_makes_images_of_that(dataset, face, num_groups):
     # a group holds 2 x 2 patches, each of which an autoregressive model counts
-    patches = made_model(dataset, "autoregressive", num_groups=16, **face).config
-    assert canvas_of(patches) == Canvas(rows=2, columns=2)
+    model = made_model(dataset, face, num_groups=num_groups, latent_position="learned")
+    assert canvas_of(model.config, rows=2, columns=3) == Canvas(rows=2, columns=3)
+    with pytest.raises(ValueError, match="images of 6 groups, and 2 x 2 are not as many"):
+        canvas_of(model.config, rows=2, columns=2)
 
 
 @pytest.mark.parametrize(
