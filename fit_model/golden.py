@@ -1,7 +1,7 @@
 """What golden files hold, and this code's answer to each kind of them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Golden:
     weights: Arrays
     inputs: Arrays
     outputs: Arrays
+    gradients: Arrays = field(default_factory=dict)
+    """`grads/NAME` of inputs and `weight_grads/NAME` of weights, where a file has them."""
 
     def take(self, name: str) -> torch.Tensor:
         """An input; ValueError where there is none."""

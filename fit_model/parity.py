@@ -1,8 +1,9 @@
 """Compare this code with numbers of the official one: `python -m fit_model.parity FILE.npz ...`
 
-A golden file holds `config` (JSON, under the official names), `weights/*`, `inputs/*`, `outputs/*`.
-Prints the largest difference of every output. Exits 0 when all stay within the tolerance, 1 when
-one does not, 2 when a file cannot be compared.
+A golden file holds `config` (JSON, under the official names), `weights/*`, `inputs/*`, `outputs/*`,
+and, when it is of an attention operator, `grads/*` and `weight_grads/*`. Prints the largest
+difference of every output, for operators relative to the output's largest number. Exits 0 when all
+stay within the tolerance, 1 when one does not, 2 when a file cannot be compared.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from fit_model.golden import KINDS, Arrays, Golden
+from fit_model.golden_operators import operator_differences, operator_tolerance
 
 TOLERANCE = 2e-4
 SAMPLER_TOLERANCE = 1e-3
@@ -36,13 +38,20 @@ def read(path: Path) -> Golden:
         start = f"{folder}/"
         return {name.removeprefix(start): arrays[name] for name in arrays if name.startswith(start)}
 
+    gradients = [name for name in arrays if name.startswith(("grads/", "weight_grads/"))]
     return Golden(
-        config=config, weights=under("weights"), inputs=under("inputs"), outputs=under("outputs")
+        config=config,
+        weights=under("weights"),
+        inputs=under("inputs"),
+        outputs=under("outputs"),
+        gradients={name: arrays[name] for name in gradients},
     )
 
 
 def differences(golden: Golden) -> dict[str, float]:
-    """The largest absolute difference of every output; NaN counts as infinite."""
+    """The largest difference of every output, absolute save for operators; NaN is infinite."""
+    if "operator" in golden.config:
+        return operator_differences(golden)
     kind = golden.config.get("kind")
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} cannot be compared; known: {', '.join(KINDS)}")
@@ -57,6 +66,13 @@ def differences(golden: Golden) -> dict[str, float]:
         difference = np.abs(found[name].astype(np.float64) - wanted.astype(np.float64))
         largest[name] = float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
     return largest
+
+
+def usual_tolerance(golden: Golden) -> float:
+    """What `differences` may be when nobody says otherwise."""
+    if "operator" in golden.config:
+        return operator_tolerance(golden)
+    return SAMPLER_TOLERANCE if golden.config["kind"] == "sampler" else TOLERANCE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,8 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path}: {error}", file=sys.stderr)
             worst = 2
             continue
-        usual = SAMPLER_TOLERANCE if golden.config["kind"] == "sampler" else TOLERANCE
-        tolerance = usual if options.tolerance is None else options.tolerance
+        given = options.tolerance
+        tolerance = usual_tolerance(golden) if given is None else given
         for name, difference in largest.items():
             within = difference <= tolerance
             print(f"{path.name}  {name:18s} {difference:.2e}  {'ok' if within else 'TOO FAR'}")

@@ -1,0 +1,63 @@
+"""What a token mixer is told about the sequences it will mix."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a mixer stands: how long its sequences are, how they lie, and what may see what."""
+
+    num_tokens: int | None = None
+    """The longest sequence, the tokens before a grid included; None for any length."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns, when the sequence is a grid read row by row."""
+    prefix: int = 0
+    """Tokens before the grid, such as a class token."""
+    causal: Literal["none", "tokens"] = "none"
+    """"tokens" when no token may see a later one."""
+
+    def __post_init__(self) -> None:
+        if self.num_tokens is not None and self.num_tokens < 1:
+            raise ValueError(f"num_tokens is {self.num_tokens}; a sequence has at least one token")
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise ValueError(f"grid is {self.grid}; give rows and columns, both at least 1")
+        if self.prefix < 0:
+            raise ValueError(f"prefix is {self.prefix}; it counts tokens, so at least 0")
+        if self.causal not in ("none", "tokens"):
+            raise ValueError(f"causal is {self.causal!r}; use 'none' or 'tokens'")
+        if self.grid is not None and self.num_tokens is not None:
+            held = self.prefix + self.grid[0] * self.grid[1]
+            if held != self.num_tokens:
+                raise ValueError(
+                    f"num_tokens is {self.num_tokens}, but a grid {self.grid} after {self.prefix} "
+                    f"other tokens holds {held}; give one of the two"
+                )
+
+    def length(self, *, operator: str) -> int:
+        """The longest sequence; ValueError when `operator` needs it and nobody said."""
+        if self.num_tokens is not None:
+            return self.num_tokens
+        if self.grid is None:
+            raise ValueError(
+                f"{operator} has weights for every position, but the length of the sequence is "
+                "not fixed here; fix it, or use tssa, xca, performer, aft_simple or softmax"
+            )
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    def raster(self, *, operator: str) -> tuple[int, int]:
+        """Rows and columns; ValueError when `operator` needs them and there are none."""
+        if self.grid is None:
+            raise ValueError(
+                f"{operator} works on a grid of rows and columns, but these tokens lie in no grid; "
+                "use it where they do, or another operator"
+            )
+        return self.grid
+
+    def refuse_causal(self, *, operator: str) -> None:
+        """ValueError when tokens must not see later ones; for an operator without such a form."""
+        if self.causal != "none":
+            raise ValueError(
+                f"{operator} mixes all tokens and has no causal form; use softmax, tssa or "
+                "aft_simple where tokens must not see later ones"
+            )
