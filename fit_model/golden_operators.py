@@ -5,12 +5,15 @@ from collections.abc import Callable
 import numpy as np
 
 from fit_model.golden import Arrays, Golden
+from fit_model.golden_statistics import STATISTICS_KINDS
 
 DOUBLE_TOLERANCE = 1e-9
 SINGLE_TOLERANCE = 2e-5
 """Largest difference relative to the largest number of an array, for files in float64, float32."""
 
-OPERATOR_KINDS: dict[str, Callable[[Golden], Arrays]] = {}
+OPERATOR_KINDS: dict[str, Callable[[Golden], Arrays]] = {
+    **STATISTICS_KINDS,
+}
 """By the `operator` of a file's config. An answer holds outputs under their names, and gradients
 under grads/NAME and weight_grads/NAME."""
 
