@@ -218,9 +218,25 @@ def _leaf(annotation: Any, value: Any, place: tuple[str, ...]) -> Any:
     except ValidationError:
         cause = first.errors()[0]
     message = cause["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    needs_quotes = cause["type"] == "string_type" and isinstance(value, bool | int | float)
-    remedy = "; write it in quotes ('\"...\"' on the command line)" if needs_quotes else ""
+    # in a list it is an item that is no text, and of `str | list[str]` only one branch says so
+    texts_wanted = any(
+        each["type"] == "string_type" and isinstance(each["input"], bool | int | float)
+        for each in first.errors()
+    )
+    remedy = ""
+    if texts_wanted:
+        written = json.dumps(_texts(value), ensure_ascii=False)
+        remedy = f"; write it in quotes, on the command line as {'.'.join(place)}='{written}'"
     raise ValueError(f"{_quoted(place)} = {value!r}: {message}{remedy}")
+
+
+def _texts(value: Any) -> Any:
+    """What should have been written where YAML read numbers; `on` and `off` are forgotten."""
+    if isinstance(value, list):
+        return [_texts(each) for each in value]
+    if isinstance(value, bool):
+        return "..."
+    return str(value) if isinstance(value, int | float) else value
 
 
 def _as_json(value: Any) -> str:

@@ -154,6 +154,13 @@ def test_a_mistake_gets_one_line_that_names_it(tmp_path, text, overrides, messag
     [
         ("dataset=on", "'dataset' = True: it should be a valid string; write it in quotes"),
         ("dataset=8", "'dataset' = 8: it should be a valid string; write it in quotes"),
+        (
+            "head.classes=[a, 3]",
+            "it should be a valid string; write it in quotes, on the command "
+            'line as head.classes=\'["a", "3"]\'',
+        ),
+        ("sources=[7]", "sources='[\"7\"]'"),
+        ("labels=7", "labels='\"7\"'"),
         ("steps=yes", "'steps' = True: it should be a valid integer"),
         ("steps=2.5", "'steps' = 2.5: it should be a valid integer"),
         ("steps=many", "'steps' = 'many'"),
@@ -162,6 +169,7 @@ def test_a_mistake_gets_one_line_that_names_it(tmp_path, text, overrides, messag
         ("optimizer=3", "'optimizer' = 3 must be a mapping of settings"),
         ("head=null", "'head'"),
         ("optimizer.betas=[1]", "'optimizer.betas' = [1]"),
+        ("optimizer.betas=[x, 1]", "'optimizer.betas' = ['x', 1]: it should be a valid number"),
         ("steps", "override 'steps' is not of the form key=value"),
         ("steps=[1", "steps=[1: line 1"),
         ("steps.more=1", "'steps'"),
