@@ -43,6 +43,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         checks.one_of(OPTIMIZERS, **{"optimizer.kind": self.kind})
+        for name in ("lr", "weight_decay", "eps", "end_factor", "clip_norm"):
+            checks.finite(**{f"optimizer.{name}": (getattr(self, name),)})
         for name in ("lr", "weight_decay", "eps", "warmup_steps", "end_factor", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(

@@ -1,5 +1,6 @@
 """Every way to spread and to cut a training gives the losses of one plain torch loop."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from fit_model.models import build
 from fit_model.objective import PREFIX
 from jobs.engine import EngineConfig, OptimizerConfig, full_weights
 from jobs.monitor import Inbox
+from jobs.settings import load
 from jobs.targets import RegressTarget
 from jobs.train import TrainConfig, assignment, model_config
 from jobs.worker import Loop
@@ -189,6 +191,12 @@ def test_every_step_reports_its_figures_with_units(results):
         ({"eps": 0.0}, "optimizer.eps is 0"),
         ({"eps": -1e-8}, "optimizer.eps is -1e-08"),
         ({"clip_norm": -1.0}, "optimizer.clip_norm is -1.0"),
+        ({"lr": math.nan}, "optimizer.lr holds nan: every value must be finite"),
+        ({"lr": math.inf}, "optimizer.lr holds inf"),
+        ({"weight_decay": math.nan}, "optimizer.weight_decay holds nan"),
+        ({"eps": math.inf}, "optimizer.eps holds inf"),
+        ({"end_factor": math.nan}, "optimizer.end_factor holds nan"),
+        ({"clip_norm": math.inf}, "optimizer.clip_norm holds inf"),
         ({"kind": "lamp"}, "optimizer.kind is 'lamp': choose one of adamw, lamb"),
         ({"betas": (0.9, 1.0)}, r"optimizer.betas\[1\] is 1.0"),
         ({"cosine_share": 1.5}, "optimizer.cosine_share is 1.5"),
@@ -199,3 +207,9 @@ def test_every_step_reports_its_figures_with_units(results):
 def test_an_optimizer_that_cannot_learn_is_refused(change, says):
     with pytest.raises(ValueError, match=says):
         OptimizerConfig(**change)
+
+
+@pytest.mark.parametrize("text", [".nan", ".inf"])
+def test_steps_of_warming_up_are_a_whole_number(text):
+    with pytest.raises(ValueError, match="'warmup_steps' = .*: it should be a valid integer"):
+        load(OptimizerConfig, None, [f"warmup_steps={text}"])
