@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from fit_model.golden import Arrays, Golden
+from fit_model.golden_mixers import MIXER_KINDS
+from fit_model.golden_softmax import SOFTMAX_KINDS
 from fit_model.golden_statistics import STATISTICS_KINDS
 
 DOUBLE_TOLERANCE = 1e-9
@@ -13,6 +15,8 @@ SINGLE_TOLERANCE = 2e-5
 
 OPERATOR_KINDS: dict[str, Callable[[Golden], Arrays]] = {
     **STATISTICS_KINDS,
+    **MIXER_KINDS,
+    **SOFTMAX_KINDS,
 }
 """By the `operator` of a file's config. An answer holds outputs under their names, and gradients
 under grads/NAME and weight_grads/NAME."""
