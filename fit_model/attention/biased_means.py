@@ -1,0 +1,195 @@
+"""Means of values weighted by exp(key + bias), channel by channel, without a cube of scores.
+
+    mean[t, c] = sum_i exp(key[i, c] + bias[t, i]) value[i, c] / sum_i exp(key[i, c] + bias[t, i])
+
+The sums are matrix products of exp(bias - its row's maximum) and exp(key - its channel's maximum),
+a few rows of the bias at a time. Such a product underflows where bias and key have their maxima at
+different tokens and far apart: entries of which too little is left are computed again as plain
+softmaxes, and only those. Causal sums take the block on the diagonal score by score, because a
+maximum over a block must not look ahead. Everything is computed again in the backward pass, so that
+between the passes only keys, values and what makes the bias are kept.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from fit_model.attention.prefix_means import prefix_means, suffix_means
+from fit_model.recompute import recomputed
+
+Bias = Callable[[slice, slice], Float[Tensor, "q k"]]
+"""The bias of some rows (queries) and columns (keys)."""
+UNSEEN = -1e30
+"""The key of a token that nobody sees: finite, so that a sequence of them has a softmax."""
+CAUSAL_ROWS = 32
+BIASES_A_BLOCK = 1 << 20
+SCORES_A_PART = 1 << 22
+
+
+class Sums(NamedTuple):
+    """Sums over a part of the keys in units of exp(top), each (b, q or 1, d)."""
+
+    top: Tensor
+    weight: Tensor
+    total: Tensor
+
+
+def merged(parts: Sequence[Sums]) -> Sums:
+    """The sums over all parts in units of the largest."""
+    top = parts[0].top
+    for part in parts[1:]:
+        top = torch.maximum(top, part.top)
+    scales = [(part.top - top).exp() for part in parts]
+    weight = sum(part.weight * scale for part, scale in zip(parts, scales, strict=True))
+    total = sum(part.total * scale for part, scale in zip(parts, scales, strict=True))
+    return Sums(top, torch.as_tensor(weight), torch.as_tensor(total))
+
+
+def by_products(
+    key: Float[Tensor, "b k d"], value: Float[Tensor, "b k d"], bias: Float[Tensor, "q k"]
+) -> Sums:
+    """The sums over keys that every row sees, as one matrix product; they may underflow."""
+    highest_key = key.detach().amax(1, keepdim=True)
+    highest_bias = bias.detach().amax(1, keepdim=True)
+    weights = (key - highest_key).exp()
+    products = (bias - highest_bias).exp() @ torch.cat([weights, weights * value], -1)
+    weight, total = products.chunk(2, -1)
+    return Sums(highest_key + highest_bias, weight, total)
+
+
+def by_scores(
+    key: Float[Tensor, "b q d"], value: Float[Tensor, "b q d"], bias: Float[Tensor, "q q"]
+) -> Sums:
+    """The causal sums of a block on the diagonal, score by score; they cannot underflow."""
+    future = torch.ones_like(bias, dtype=torch.bool).triu(1)[..., None]
+    scores = (key[:, None] + bias[..., None]).masked_fill(future, -math.inf)
+    top = scores.detach().amax(2)
+    weights = (scores - top[:, :, None]).exp()
+    return Sums(top, weights.sum(2), torch.einsum("bqkd,bkd->bqd", weights, value))
+
+
+def by_softmax(
+    key: Float[Tensor, "b n d"],
+    value: Float[Tensor, "b n d"],
+    bias: Float[Tensor, "q n"],
+    entries: Int64[Tensor, "m 3"],
+) -> Float[Tensor, " m"]:
+    """The means of single entries (batch, row of the bias, channel), safe for every number."""
+    batch, row, channel = entries.unbind(1)
+    weights = (key[batch, :, channel] + bias[row]).softmax(-1)
+    return (weights * value[batch, :, channel]).sum(-1)
+
+
+def biased_means(
+    key: Float[Tensor, "b n d"],
+    value: Float[Tensor, "b n d"],
+    bias: Bias,
+    *,
+    reach: int | None = None,
+    causal: bool,
+) -> Float[Tensor, "b n d"]:
+    """The means above, in float32 at least.
+
+    Args:
+        key: UNSEEN where nobody sees a token, whose value is then zero.
+        value: what each token hands over.
+        bias: called for some rows and columns; only differences within a row matter.
+        reach: the bias counts where |t - i| < reach and is zero elsewhere; None: everywhere.
+        causal: leave the tokens after t out of the sums.
+
+    Cost:
+        b n^2 d multiply-adds, with a reach b n (reach + rows of a block) d; b n d numbers kept.
+    """
+    with torch.autocast(key.device.type, enabled=False):
+        blocks = Blocks(key, value, bias, reach=reach, causal=causal)
+        return torch.cat([recomputed(blocks.rows(start), key, value) for start in blocks.starts], 1)
+
+
+class Blocks:
+    """The rows of the bias in blocks, and which keys each block meets in which way."""
+
+    def __init__(
+        self, key: Tensor, value: Tensor, bias: Bias, *, reach: int | None, causal: bool
+    ) -> None:
+        self.length = key.shape[1]
+        self.bias, self.causal = bias, causal
+        self.reach = self.length if reach is None else max(1, min(reach, self.length))
+        self.zero = reach == 0
+        widest = min(self.length, 2 * self.reach)
+        self.size = CAUSAL_ROWS if causal else max(CAUSAL_ROWS, BIASES_A_BLOCK // widest)
+        if not causal and self.reach < self.length:
+            self.size = min(self.size, max(CAUSAL_ROWS, self.reach))
+        self.starts = range(0, self.length, self.size)
+        self.before = self.after = None
+        if self.reach < self.length:
+            self.before = prefix_means(key, value)
+            self.after = None if causal else suffix_means(key, value)
+
+    def biases(self, rows: slice, columns: slice) -> Float[Tensor, "q k"]:
+        """The bias with zeros beyond its reach."""
+        bias = self.bias(rows, columns)
+        every = torch.arange(self.length, device=bias.device)
+        apart = (every[rows, None] - every[columns]).abs()
+        return bias.masked_fill(apart >= (0 if self.zero else self.reach), 0.0)
+
+    def rows(self, start: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """The function that gives the means of the rows from `start` on."""
+        stop = min(start + self.size, self.length)
+        first = max(0, start - self.reach + 1)
+        last = stop if self.causal else min(self.length, stop - 1 + self.reach)
+
+        def means(key: Tensor, value: Tensor) -> Tensor:
+            sums = merged(self.parts(key, value, rows=slice(start, stop), keys=slice(first, last)))
+            enough = sums.weight >= math.sqrt(torch.finfo(key.dtype).tiny)
+            found = sums.total / sums.weight.where(enough, 1.0)
+            lost = (~enough).nonzero()
+            if not len(lost):
+                return found
+            return self.replaced(found, lost, key, value, rows=slice(start, stop))
+
+        return means
+
+    def parts(self, key: Tensor, value: Tensor, *, rows: slice, keys: slice) -> list[Sums]:
+        """Sums over all that the rows see: near keys with their bias, and all those beyond."""
+        bias = self.biases(rows, keys)
+        parts = []
+        if not self.causal:
+            parts.append(by_products(key[:, keys], value[:, keys], bias))
+        else:
+            parts.append(
+                by_scores(key[:, rows], value[:, rows], bias[:, rows.start - keys.start :])
+            )
+            past = slice(keys.start, rows.start)
+            if past.stop > past.start:
+                known = bias[:, : rows.start - keys.start]
+                parts.append(by_products(key[:, past], value[:, past], known))
+        if self.before is not None and keys.start > 0:
+            parts.append(_summed(self.before, keys.start - 1))
+        if self.after is not None and keys.stop < self.length:
+            parts.append(_summed(self.after, keys.stop))
+        return parts
+
+    def replaced(
+        self, found: Tensor, lost: Tensor, key: Tensor, value: Tensor, *, rows: slice
+    ) -> Tensor:
+        """`found` with the entries `lost` computed one by one."""
+        seen = rows.stop if self.causal else self.length
+        bias = self.biases(rows, slice(0, seen))
+        if self.causal:
+            future = torch.ones_like(bias, dtype=torch.bool).triu(rows.start + 1)
+            bias = bias.masked_fill(future, -math.inf)
+        parts = [
+            recomputed(by_softmax, key[:, :seen], value[:, :seen], bias, entries)
+            for entries in lost.split(max(1, SCORES_A_PART // seen))
+        ]
+        return found.index_put(lost.unbind(1), torch.cat(parts))
+
+
+def _summed(means: tuple[Tensor, Tensor, Tensor], place: int) -> Sums:
+    """The sums of a prefix or suffix, from its mean."""
+    top, weight, mean = (each[:, place : place + 1] for each in means)
+    return Sums(top, weight, weight * mean)
