@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fit_model.golden import Arrays, Golden
+from fit_model.golden_aft import AFT_KINDS
 from fit_model.golden_mixers import MIXER_KINDS
 from fit_model.golden_softmax import SOFTMAX_KINDS
 from fit_model.golden_statistics import STATISTICS_KINDS
@@ -14,6 +15,7 @@ SINGLE_TOLERANCE = 2e-5
 """Largest difference relative to the largest number of an array, for files in float64, float32."""
 
 OPERATOR_KINDS: dict[str, Callable[[Golden], Arrays]] = {
+    **AFT_KINDS,
     **STATISTICS_KINDS,
     **MIXER_KINDS,
     **SOFTMAX_KINDS,
