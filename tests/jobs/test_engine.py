@@ -211,5 +211,5 @@ def test_an_optimizer_that_cannot_learn_is_refused(change, says):
 
 @pytest.mark.parametrize("text", [".nan", ".inf"])
 def test_steps_of_warming_up_are_a_whole_number(text):
-    with pytest.raises(ValueError, match="'warmup_steps' = .*: it should be a valid integer"):
+    with pytest.raises(ValueError, match=r"'warmup_steps' = .*: it should be a valid integer"):
         load(OptimizerConfig, None, [f"warmup_steps={text}"])
