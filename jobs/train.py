@@ -78,10 +78,22 @@ class TrainConfig:
                 f"{self.workers.num_workers} workers x {self.batch.accumulation} micro-steps "
                 f"without an image: take at least {shares}, or less accumulation"
             )
+        self._refuse_dropout_of_no_label()
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name {self.name!r} must be a plain name: it becomes a folder")
         if self.register_as is not None:
             registry.check_name(self.register_as)
+
+    def _refuse_dropout_of_no_label(self) -> None:
+        unlabelled = isinstance(self.target, GenerateTarget) and self.target.label is None
+        # of a diffusion model the default is above 0, which says nothing about what was wanted
+        if not isinstance(self.model, AutoregressiveConfig) or not unlabelled:
+            return
+        if self.model.label_dropout > 0.0:
+            raise ValueError(
+                f"model.label_dropout {self.model.label_dropout:g} withholds labels, and there are "
+                "none: name a label column as target.label, or leave model.label_dropout at 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

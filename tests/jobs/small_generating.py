@@ -67,11 +67,12 @@ def write_dataset(folder: Path) -> str:
 
 
 def train_config(dataset: str, face: str, *, label: str | None = "kind", **changes) -> TrainConfig:
+    model = FACES[face] if label else replace(FACES[face], label_dropout=0.0)
     config = TrainConfig(
         name=f"tiny-{face}",
         dataset=dataset,
         total_steps=4,
-        model=FACES[face],
+        model=model,
         target=GenerateTarget(label=label, pixel_range=(0.0, LEVELS - 1.0)),
         experiment="tests",
         batch=BatchConfig(images_per_step=5, seed=3),
