@@ -54,6 +54,23 @@ def to_flat_dict(config: Any) -> dict[str, Any]:
     return dict(_flatten(to_dict(config), ()))
 
 
+def flat_defaults(config: Any) -> dict[str, Any]:
+    """The defaults below a config, of the kinds it is made of, with the keys of to_flat_dict."""
+    return dict(_flatten(_defaults(config), ()))
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            below = _defaults(value)
+            found |= {field.name: below} if below else {}
+        elif not _needed(field):
+            found[field.name] = json.loads(_default(field))
+    return found
+
+
 def _flatten(value: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         for key, item in value.items():

@@ -31,7 +31,7 @@ from jobs.cluster import connect, require_lasting
 from jobs.engine import EngineConfig, OptimizerConfig
 from jobs.errors import UserError
 from jobs.monitor import Monitor
-from jobs.settings import to_dict, to_flat_dict
+from jobs.settings import flat_defaults, to_dict, to_flat_dict
 from jobs.targets import (
     ClassifyTarget,
     GenerateTarget,
@@ -184,7 +184,8 @@ def unfinished_record(config: TrainConfig, folder: str, *, digest: str) -> RunRe
             f"{folder}: this run was started on another dataset (digest {before.digest[:12]}, "
             f"now {digest[:12]}); choose another name"
         )
-    now, then = to_flat_dict(config), before.config
+    # a setting that did not exist yet when the run began was in effect at its default
+    now, then = to_flat_dict(config), flat_defaults(config) | before.config
     for key in sorted(now.keys() | then.keys()):
         if now.get(key) != then.get(key) and not key.startswith(MAY_DIFFER):
             raise UserError(

@@ -4,8 +4,63 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.checkpoints import RunRecord
+from jobs.errors import UserError
+from jobs.settings import flat_defaults, to_flat_dict
 from jobs.targets import GenerateTarget
-from tests.jobs.small_generating import train_config
+from jobs.train import unfinished_record
+from tests.jobs.small_generating import FACES, train_config
+from tests.jobs.small_training import train_config as encoder_config
+
+DIGEST = "d" * 64
+
+
+def begun(folder, config, *, before: dict[str, object]) -> None:
+    """A run of this config, begun when only those settings existed."""
+    RunRecord(run_id="r", config=before, digest=DIGEST).write(str(folder))
+
+
+def without(settings: dict[str, object], *names: str) -> dict[str, object]:
+    assert set(names) <= settings.keys()
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+@pytest.mark.parametrize(("face", "label_dropout"), [("diffusion", 0.1), ("autoregressive", 0.0)])
+def test_a_run_begun_before_a_setting_existed_is_continued_with_its_default(
+    tmp_path, face, label_dropout
+):
+    config = train_config("d", face)
+    config = replace(config, model=replace(config.model, label_dropout=label_dropout))
+    new = (
+        "model.label_dropout", "model.trunk.checkpointing", "optimizer.kind", "optimizer.eps",
+        "optimizer.ema_decay", "engine.zero_stage",
+    )  # fmt: skip
+    begun(tmp_path, config, before=without(to_flat_dict(config), *new))
+    found = unfinished_record(config, str(tmp_path), digest=DIGEST)
+    assert found is not None
+    assert found.run_id == "r"
+
+
+def test_a_setting_that_is_not_its_default_is_refused_where_the_run_began_without_it(tmp_path):
+    config = encoder_config("d")
+    begun(tmp_path, config, before=without(to_flat_dict(config), "optimizer.ema_decay"))
+    changed = replace(config, optimizer=replace(config.optimizer, ema_decay=0.9))
+    with pytest.raises(UserError, match=r"started with optimizer.ema_decay=None, not 0\.9"):
+        unfinished_record(changed, str(tmp_path), digest=DIGEST)
+
+
+def test_a_setting_without_a_default_is_never_taken_for_granted(tmp_path):
+    config = encoder_config("d")
+    begun(tmp_path, config, before=without(to_flat_dict(config), "total_steps"))
+    with pytest.raises(UserError, match="started with total_steps=None, not 5"):
+        unfinished_record(config, str(tmp_path), digest=DIGEST)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_every_default_stands_where_the_setting_does(face):
+    config = train_config("d", face)
+    assert flat_defaults(config).keys() < to_flat_dict(config).keys()
+    assert flat_defaults(config)["model.kind"] == face
 
 
 def test_an_autoregressive_model_without_labels_has_none_to_withhold():
