@@ -14,6 +14,9 @@ from fit_model.groups import Places
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
 
+MOST_PIXELS = 2**31
+"""Of an image to be made; a configuration that was downloaded may declare any size."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
@@ -52,6 +55,12 @@ def canvas_of(
     """The canvas that a user asks for; what is not said is as in most images of training."""
     head = cast(GenerateConfig, config.head)
     canvas = Canvas(rows=rows or head.grid_rows, columns=columns or head.grid_columns)
+    num_pixels = canvas.rows * canvas.columns * config.input.group_side_px**2
+    if num_pixels > MOST_PIXELS:
+        raise ValueError(
+            f"grid_rows {canvas.rows} and grid_columns {canvas.columns} make an image of "
+            f"{num_pixels} pixels, and at most {MOST_PIXELS} are made: set them to less"
+        )
     known = known_groups(config)
     if known not in (None, canvas.rows * canvas.columns):
         raise ValueError(

@@ -4,6 +4,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union
 
@@ -53,7 +54,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal and value in arguments:
         return value
     if hint is float and type(value) in (int, float):
-        return float(value)
+        with suppress(OverflowError):  # a whole number of hundreds of digits
+            return float(value)
     if hint in (int, str) and type(value) is hint:
         return value
     raise ValueError(f"{where} is {value!r}: {_wanted(hint)} is wanted")

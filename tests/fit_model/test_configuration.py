@@ -65,6 +65,7 @@ def test_a_configuration_survives_json(config):
         ("face", "shedule", "cosine", "no setting 'face.shedule'; did you mean 'face.schedule'"),
         ("face", "prediction", "noise", "face.prediction is 'noise': one of 'eps', 'x', 'v'"),
         ("face", "input_scale", "1", "face.input_scale is '1': a number is wanted"),
+        ("face", "input_scale", 10**400, r"face.input_scale is 10{400}: a number is wanted"),
         ("face", "num_levels", 17, "no setting 'face.num_levels'"),
         ("head", "kind", "dream", "head.kind is 'dream': choose one of classify, regress, gen"),
         ("head", "pixel_low", None, "head.pixel_low is None: a number is wanted"),

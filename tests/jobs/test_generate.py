@@ -219,6 +219,18 @@ def test_images_are_as_large_as_most_of_training_unless_asked_otherwise(dataset)
     assert canvas_of(wide, columns=7) == Canvas(rows=2, columns=7)
 
 
+@pytest.mark.parametrize(("declared", "asked"), [(10**9, None), (1, 10**9), (2**15 + 1, 2**10)])
+def test_an_image_of_more_pixels_than_anybody_holds_is_refused(dataset, declared, asked):
+    config = made_model(dataset, "diffusion").config
+    config = replace(config, head=replace(config.head, grid_rows=2**10, grid_columns=declared))
+    with pytest.raises(
+        ValueError, match=r"make an image of \d+ pixels, and at most 2147483648 are"
+    ):
+        canvas_of(config, rows=asked)
+    # 2^31 pixels in groups of 8 x 8
+    assert canvas_of(config, columns=2**15) == Canvas(rows=2**10, columns=2**15)
+
+
 @pytest.mark.parametrize(("face", "num_groups"), [("diffusion", 6), ("autoregressive", 24)])
 def test_a_model_that_knows_one_number_of_groups_makes_images_of_that(dataset, face, num_groups):
     # a group holds 2 x 2 patches, each of which an autoregressive model counts
