@@ -118,10 +118,16 @@ def split_arguments(name: str, arguments: list[str]) -> tuple[Path | None, list[
         # quoted, for YAML would read a number out of some names
         first = [f"{LEADING_SETTING[name]}={json.dumps(arguments[0])}"]
         arguments = arguments[1:]
-    if arguments and "=" not in arguments[0]:
+    if arguments and not _is_setting(arguments[0]):
         return Path(arguments[0]), first + arguments[1:]
     return None, first + arguments
 
 
 def _is_file_or_setting(argument: str) -> bool:
-    return "=" in argument or argument.endswith((".yaml", ".yml"))
+    return _is_setting(argument) or argument.endswith((".yaml", ".yml"))
+
+
+def _is_setting(argument: str) -> bool:
+    """Folders of runs may be named after a setting, as runs/lr=0.1: no key holds a slash."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and "/" not in key and not Path(argument).is_dir()

@@ -147,9 +147,17 @@ def test_models_can_be_browsed_before_there_are_any(capsys):
         (["a.yaml", "seed=1"], "a.yaml", ["seed=1"]),
         (["model=m", "seed=1"], None, ["model=m", "seed=1"]),
         ([], None, []),
+        (["runs/lr=0.1/model", "seed=1"], None, ['model="runs/lr=0.1/model"', "seed=1"]),
+        (["s3://b/lr=0.1", "b/lr=1/a.yaml"], "b/lr=1/a.yaml", ['model="s3://b/lr=0.1"']),
+        (["lr=0.1"], None, ['model="lr=0.1"']),
+        (["model=a/lr=0.1"], None, ["model=a/lr=0.1"]),
     ],
 )
-def test_generate_takes_the_model_first_without_its_name(arguments, path, overrides):
+def test_generate_takes_the_model_first_without_its_name(
+    arguments, path, overrides, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
     seen, rest = runner.split_arguments("generate", arguments)
     assert (seen, rest) == (path and Path(path), overrides)
 
