@@ -1,8 +1,9 @@
 """TSSA is its formula, forward and backward, and the descent direction it was derived as."""
 
+import functools
+
 import pytest
 import torch
-from torch.nn import functional
 
 from fit_model import parity
 from fit_model.attention.place import Place
@@ -47,31 +48,37 @@ def loop(model, x, may_attend):
     values = x @ model.qkv.weight.T + model.qkv.bias
     rows = []
     for b in range(x.shape[0]):
-        seen = seen_tokens(may_attend, b, x.shape[1])
-        member = {}
+        seen, member = seen_tokens(may_attend, b, x.shape[1]), {}
+
+        @functools.cache
+        def before(t, seen=tuple(seen)):
+            return tuple(s for s in seen if s <= t or not causal)
+
+        @functools.cache
+        def energy(c, tokens, b=b):
+            return sum(values[b, s, c] ** 2 for s in tokens)
+
+        @functools.cache
+        def moment(c, tokens, b=b, member=member):
+            total = sum(member[c // d, s] for s in tokens) + 1e-8
+            return sum(member[c // d, s] * values[b, s, c] ** 2 for s in tokens) / total
+
         for t in seen:
-            before = [s for s in seen if s <= t or not causal]
             scores = []
             for h in range(heads):
                 score = 0.0
                 for c in range(h * d, (h + 1) * d):
-                    total = sum(values[b, s, c] ** 2 for s in before)
-                    score = score + values[b, t, c] ** 2 / total
+                    score = score + values[b, t, c] ** 2 / energy(c, before(t))
                     if causal:
                         score = score + model.score_bias[h, t, 0]
                 scores.append(torch.exp(model.temperature[h, 0] * score))
             for h in range(heads):
                 member[h, t] = scores[h] / sum(scores)
         for t in range(x.shape[1]):
-            row = torch.zeros(width, dtype=torch.float64)
+            row = [torch.zeros((), dtype=torch.float64)] * width
             for c in range(width) if t in seen else ():
-                before = [s for s in seen if s <= t or not causal]
-                h = c // d
-                total = sum(member[h, s] for s in before) + 1e-8
-                moment = sum(member[h, s] * values[b, s, c] ** 2 for s in before) / total
-                number = -values[b, t, c] * member[h, t] / (1 + moment)
-                row = row + number * functional.one_hot(torch.tensor(c), width)
-            rows.append(row @ model.out.weight.T + model.out.bias)
+                row[c] = -values[b, t, c] * member[c // d, t] / (1 + moment(c, before(t)))
+            rows.append(torch.stack(row) @ model.out.weight.T + model.out.bias)
     return torch.stack(rows).unflatten(0, x.shape[:2])
 
 
