@@ -12,6 +12,7 @@ Source: Chen & Li 2023, arXiv:2305.12689; google-research/pix2seq, class FITAR.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,9 +28,12 @@ from fit_model.groups import Places
 from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
 from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, table
-from fit_model.recompute import GROUPWISE
+from fit_model.recompute import CHECKPOINTING
 from fit_model.shapes import DataTokens, Latents
 from fit_model.subpixels import ORDERS, Levels, number_in_order, shifted
+
+LOGITS_A_PART = 1 << 24
+"""Numbers: how many logits are there at once where they need not be kept."""
 
 Logits = Float[Tensor, "g n v"]
 
@@ -108,6 +112,7 @@ class Decoder(nn.Module):
         super().__init__()
         trunk = config.trunk
         self.config = config
+        self.run = CHECKPOINTING[trunk.checkpointing]
         self.embed = Vocabulary(num_levels=config.num_levels, width=trunk.width)
         self.token_position = TOKEN_POSITIONS[config.token_position](
             num_tokens=num_tokens, width=trunk.width
@@ -118,7 +123,7 @@ class Decoder(nn.Module):
             latents_per_group=trunk.latents_per_group,
             width=trunk.latent_width,
         )
-        self.trunk = Trunk(trunk, flow="causal")
+        self.trunk = Trunk(trunk, flow="causal", latent_mask="causal")
         self.token_norm = layer_norm(trunk.width)
         self.read_out = (
             Vocabulary(num_levels=config.num_levels, width=trunk.width)
@@ -133,7 +138,6 @@ class Decoder(nn.Module):
             places.image,
             num_images=places.num_images,
             latents_per_group=self.config.trunk.latents_per_group,
-            mask="causal",
         )
 
     def forward(
@@ -201,10 +205,19 @@ class Decoder(nn.Module):
         """Mean bits a sub-pixel of every image: -log2 of the probability of what is there."""
         images = self.layout(places)
         tokens = self(shifted(levels, images), places, images, classes=classes)
-        # logits are num_levels wide: with recomputation they are there for a part at a time
-        sums = GROUPWISE[self.config.trunk.checkpointing](self._nats, tokens, levels)
+        sums = torch.cat([self.run(self._nats, *part) for part in self._parts(tokens, levels)])
         counts = torch.bincount(places.image, minlength=places.num_images) * levels.shape[1]
         return images.total(sums[:, None])[:, 0] / counts / math.log(2.0)
+
+    def _parts(self, tokens: DataTokens, levels: Levels) -> Iterator[tuple[DataTokens, Levels]]:
+        """Tokens and levels so many groups at a time that the logits of a part stay small.
+
+        Without recomputation the backward pass needs all logits anyway.
+        """
+        kept = torch.is_grad_enabled() and self.config.trunk.checkpointing == "none"
+        size = LOGITS_A_PART // (levels.shape[1] * self.config.num_levels)
+        groups = len(levels) if kept else max(1, size)
+        return zip(tokens.split(groups), levels.split(groups), strict=True)
 
     def _nats(self, tokens: DataTokens, levels: Levels) -> Float[Tensor, " g"]:
         logits = self.logits(tokens)

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from fit_model import checks
+from fit_model.attention.chunks import InChunks
 from fit_model.attention.operators import CAUSAL_OPERATORS, OPERATORS
 from fit_model.layers import KEY_NORMS, CrossLayer, FeedForwardLayer, SelfLayer
 from fit_model.layout import ImageLayout
@@ -24,6 +25,8 @@ from fit_model.moves import Across, Condition, Local, Read, Skip, Write, WriteFr
 from fit_model.recompute import CHECKPOINTING, GROUPWISE
 from fit_model.shapes import Context, DataTokens, Latents, ValidTokens
 
+LatentMask = Literal["none", "causal"]
+"""Whether latents see all of their image, or their own group and the groups before it."""
 Flow = Literal["open", "conditioned", "causal"]
 """Who sees whom. "open": the encoder. "conditioned": latents also read a context, after the data.
 "causal": no token sees a later one, and groups read the latents of the group before them."""
@@ -118,11 +121,19 @@ class TrunkConfig:
 class Block(nn.Module):
     """The moves of one block: local, read, condition, across, write."""
 
-    def __init__(self, config: TrunkConfig, plan: BlockPlan, *, flow: Flow, writes: bool) -> None:
+    def __init__(
+        self,
+        config: TrunkConfig,
+        plan: BlockPlan,
+        *,
+        flow: Flow,
+        latent_mask: LatentMask,
+        writes: bool,
+    ) -> None:
         super().__init__()
         run, groupwise = CHECKPOINTING[config.checkpointing], GROUPWISE[config.checkpointing]
         local = [local_layer(config, flow=flow) for _ in range(plan.num_local)]
-        across = [global_layer(config) for _ in range(plan.num_across)]
+        across = [global_layer(config, latent_mask=latent_mask) for _ in range(plan.num_across)]
         make_write = WriteFromBefore if flow == "causal" else Write
         conditioned = across and flow == "conditioned"
         self.local = Local(local, run=groupwise) if local else Skip()
@@ -179,12 +190,15 @@ def local_layer(config: TrunkConfig, *, flow: Flow) -> SelfLayer | FeedForwardLa
     )
 
 
-def global_layer(config: TrunkConfig) -> SelfLayer:
+def global_layer(config: TrunkConfig, *, latent_mask: LatentMask) -> SelfLayer:
     """A layer of the latent stream."""
+    attend = OPERATORS[config.global_operator]
+    if latent_mask == "causal":
+        attend = InChunks(attend=attend, chunk=config.latents_per_group)
     return SelfLayer(
         width=config.latent_width,
         heads=config.latent_heads,
-        attend=OPERATORS[config.global_operator],
+        attend=attend,
         mlp_ratio=config.mlp_ratio,
         dropout=config.dropout,
         drop_path=config.drop_path,
@@ -207,10 +221,13 @@ class Trunk(nn.Module):
         a read or a write 2a (M e + L d + L m).
     """
 
-    def __init__(self, config: TrunkConfig, *, flow: Flow = "open") -> None:
+    def __init__(
+        self, config: TrunkConfig, *, flow: Flow = "open", latent_mask: LatentMask = "none"
+    ) -> None:
         super().__init__()
         plans = config.blocks
-        blocks = [Block(config, plan, flow=flow, writes=plan is not plans[-1]) for plan in plans]
+        kind: dict[str, Any] = {"flow": flow, "latent_mask": latent_mask}
+        blocks = [Block(config, plan, writes=plan is not plans[-1], **kind) for plan in plans]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
 
     def forward(

@@ -21,6 +21,8 @@ from fit_model import checks
 from fit_model.samplers import guided
 
 Chances = Float64[Tensor, "b v"]
+SMALLEST_TEMPERATURE = 1e-3
+"""Below it logits divided by it leave the range of numbers; 0 is what is meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class DecodingConfig:
 
     def __post_init__(self) -> None:
         checks.finite(temperature=(self.temperature,), guidance=(self.guidance,))
-        if self.temperature < 0.0:
+        if self.temperature < 0.0 or 0.0 < self.temperature < SMALLEST_TEMPERATURE:
             raise ValueError(
                 f"temperature is {self.temperature}: 0 takes the likeliest level, 1 is the model's "
                 "own distribution"
@@ -61,6 +63,8 @@ def choose(
         uniform: a number in [0, 1) an image; temperature 0 does not look at it.
         config: how to choose.
     """
+    if not (logits < float("inf")).all():  # NaN too; -inf is a level that cannot be
+        raise ValueError("the model's numbers are not finite: it was saved after it had diverged")
     exact = logits.to(torch.float64)
     if config.guidance != 0.0:
         with_label, without_label = exact.chunk(2)

@@ -7,17 +7,17 @@
 gives the same levels and computes nothing twice. The official code has neither.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from fit_model.autoregressive import Decoder
 from fit_model.choosing import DecodingConfig, choose, uniforms
 from fit_model.decoding_caches import Cached
+from fit_model.dropout import without_dropout
 from fit_model.groups import Places
 from fit_model.subpixels import Levels
 
@@ -141,14 +141,3 @@ def twice(places: Places) -> Places:
         grid_rows=places.grid_rows.repeat(2),
         grid_columns=places.grid_columns.repeat(2),
     )
-
-
-@contextmanager
-def without_dropout(module: nn.Module) -> Iterator[None]:
-    """The module as it is used after training; its mode comes back in the end."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.body import Trunk, TrunkConfig
+from fit_model.body import LatentMask, Trunk, TrunkConfig
 from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, dense, layer_norm
-from fit_model.layout import ImageLayout, LatentMask
+from fit_model.layout import ImageLayout
 from fit_model.noise import PREDICTIONS, schedule
 from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, sin_cos
 from fit_model.shapes import Context, Latents, Patches
@@ -44,7 +44,7 @@ class DiffusionConfig:
     """"learned" and "sin_cos_2d" are the official ones and know one number of groups only."""
     num_groups: int | None = None
     """Groups of every image's grid; only for what depends on it, None otherwise."""
-    latent_mask: Literal["none", "causal"] = "none"
+    latent_mask: LatentMask = "none"
     """"causal": latents see no later group in global layers."""
     schedule: str = "cosine"
     """Noise levels of training, as "cosine", "sigmoid@-3,3,0.9", "simple_linear" ..."""
@@ -151,7 +151,6 @@ class Denoiser(nn.Module):
         super().__init__()
         trunk = config.trunk
         self.latents_per_group = trunk.latents_per_group
-        self.latent_mask: LatentMask = config.latent_mask
         self.stem = Stem(inputs=inputs, width=trunk.width)
         self.token_position = TOKEN_POSITIONS[config.token_position](
             num_tokens=num_tokens, width=trunk.width
@@ -164,7 +163,7 @@ class Denoiser(nn.Module):
         self.time = TimeToken(trunk.latent_width)
         self.classes = dense(num_classes, trunk.latent_width) if num_classes else None
         self.before = LatentsBefore(trunk) if config.self_conditioning == "latent" else None
-        self.trunk = Trunk(trunk, flow="conditioned")
+        self.trunk = Trunk(trunk, flow="conditioned", latent_mask=config.latent_mask)
         self.token_norm = layer_norm(trunk.width)
         self.project = dense(trunk.width, inputs)
 
@@ -190,7 +189,6 @@ class Denoiser(nn.Module):
             places.image,
             num_images=places.num_images,
             latents_per_group=self.latents_per_group,
-            mask=self.latent_mask,
         )
         tokens = self.token_position(self.stem(patches))
         latents = self.latent_position(places, tokens)

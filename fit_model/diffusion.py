@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fit_model.denoiser import Denoised, Denoiser, DiffusionConfig
 from fit_model.denoising import Steps, denoised, image_means, per_image, spread
+from fit_model.dropout import without_dropout
 from fit_model.groups import GroupBatch, Places
 from fit_model.model import Model, ModelConfig
-from fit_model.noise import estimate, noised, schedule
+from fit_model.noise import PREDICTIONS, noised, schedule
 from fit_model.pixels import GenerateConfig, one_hot, pixels_of, require_guidable, shares
 from fit_model.samplers import SamplingConfig, sample
 from fit_model.shapes import Latents, Outputs, Patches
@@ -111,16 +112,18 @@ class DiffusionModel(Model):
         channels, bands = self.config.patch_channels, self.config.input.bands
         shape = (self.config.num_tokens, channels)
         draw = per_image(places, seeds, shape=shape)
-        clean = sample(
-            Steps(self.denoiser, self.face, places, classes=classes, guidance=sampling.guidance),
-            draw(),
-            config=sampling,
-            schedule=self.schedule,
-            prediction=self.face.prediction,
-            limit=self.face.input_scale,
-            draw=draw,
-            progress=progress,
-        )
+        steps = Steps(self.denoiser, self.face, places, classes=classes, guidance=sampling.guidance)
+        with without_dropout(self.denoiser):
+            clean = sample(
+                steps,
+                draw(),
+                config=sampling,
+                schedule=self.schedule,
+                prediction=self.face.prediction,
+                limit=self.face.input_scale,
+                draw=draw,
+                progress=progress,
+            )
         values = squares_of(clean, patch_px=self.face.patch_px, bands=bands)
         return pixels_of((values / self.face.input_scale + 1.0) / 2.0, config=self.head)
 
@@ -188,9 +191,10 @@ class DiffusionModel(Model):
     ) -> Float[Tensor, " b"]:
         """Mean squared error an image, on the noise or on the picture."""
         level = spread(gamma, places.image)
-        guess = estimate(found.patches, noisy, level, kind=self.face.prediction)
+        meaning = PREDICTIONS[self.face.prediction]
         if self.face.loss == "eps":
-            squared = (guess.noise - noise).square()
+            squared = (meaning.noise(found.patches, noisy, level) - noise).square()
         else:
-            squared = (guess.clean - clean).square() / self.face.input_scale**2
+            picture = meaning.clean(found.patches, noisy, level)
+            squared = ((picture - clean) / self.face.input_scale).square()
         return image_means(squared, places)

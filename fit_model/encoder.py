@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.body import Streams, Trunk, TrunkConfig
+from fit_model.body import LatentMask, Streams, Trunk, TrunkConfig
 from fit_model.groups import Places
 from fit_model.layers import layer_norm
-from fit_model.layout import ImageLayout, LatentMask
+from fit_model.layout import ImageLayout
 from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, check_grid
 from fit_model.shapes import DataTokens, Latents, Patches, ValidTokens
 from fit_model.tokens import Stem
@@ -103,7 +103,6 @@ class Encoder(nn.Module):
         super().__init__()
         trunk = config.trunk
         self.latents_per_group = trunk.latents_per_group
-        self.latent_mask: LatentMask = config.latent_mask
         self.stem = Stem(inputs=inputs, width=trunk.width)
         self.token_position = TOKEN_POSITIONS[config.token_position](
             num_tokens=num_tokens, width=trunk.width
@@ -118,7 +117,7 @@ class Encoder(nn.Module):
             latents_per_group=trunk.latents_per_group,
             width=trunk.latent_width,
         )
-        self.trunk = Trunk(trunk)
+        self.trunk = Trunk(trunk, latent_mask=config.latent_mask)
         self.token_norm = layer_norm(trunk.width)
         self.latent_norm = layer_norm(trunk.latent_width)
 
@@ -142,7 +141,6 @@ class Encoder(nn.Module):
             places.image,
             num_images=places.num_images,
             latents_per_group=self.latents_per_group,
-            mask=self.latent_mask,
         )
         tokens = self.token_position(self.stem(patches))
         if self.group_token is not None:

@@ -5,7 +5,6 @@ places as the largest one needs, and a mask hides the empty ones.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -16,7 +15,6 @@ from fit_model.shapes import PerGroup
 
 Rows = Shaped[Tensor, "g m e"]
 """Latents, or whatever else a group has some rows of."""
-LatentMask = Literal["none", "causal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +26,8 @@ class ImageLayout:
     """Groups of the largest image."""
     place: PerGroup | None
     """The group's place among num_images * groups_per_image; None when there are no empty ones."""
-    may_attend: Bool[Tensor, "#b 1 #s s"] | None
-    """Which latents of its image a latent may see in global layers; None for all."""
+    may_attend: Bool[Tensor, "b 1 1 s"] | None
+    """Which places hold latents that may be seen in global layers; None for all."""
 
     @classmethod
     def of(
@@ -38,7 +36,6 @@ class ImageLayout:
         *,
         num_images: int,
         latents_per_group: int,
-        mask: LatentMask = "none",
     ) -> "ImageLayout":
         """The layout of groups that belong to the images `image`, which does not decrease."""
         counts = torch.bincount(image, minlength=num_images)
@@ -52,9 +49,6 @@ class ImageLayout:
             place = image * largest + order
             present = numbers < counts[:, None]
             may_attend = present.repeat_interleave(latents_per_group, 1)[:, None, None, :]
-        if mask == "causal":
-            # Empty places come last, so this mask alone hides them from every real latent.
-            may_attend = chunk_causal(largest, latents_per_group, device=image.device)[None, None]
         return cls(
             num_images=num_images, groups_per_image=largest, place=place, may_attend=may_attend
         )
@@ -82,11 +76,3 @@ class ImageLayout:
     def total(self, per_group: Float[Tensor, "g d"]) -> Float[Tensor, "b d"]:
         """Sum over each image's groups, always in the same order."""
         return self.join(per_group[:, None]).sum(1)
-
-
-def chunk_causal(
-    num_chunks: int, chunk: int, *, device: torch.device | None = None
-) -> Shaped[Tensor, "s s"]:
-    """may_attend[i, j] = j // chunk <= i // chunk: all of one's own chunk and of those before."""
-    number = torch.arange(num_chunks, device=device).repeat_interleave(chunk)
-    return number[None, :] <= number[:, None]

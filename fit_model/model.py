@@ -49,6 +49,12 @@ class ModelConfig:
         layers = self.face.trunk.layers
         ends_globally = self.face.trunk.blocks[-1].num_across > 0
         if isinstance(self.head, GenerateConfig):
+            blind = not any(block.num_across for block in self.face.trunk.blocks)
+            if blind and isinstance(self.face, DiffusionConfig):
+                raise ValueError(
+                    f"layers {layers!r} have no global layers, and without them a diffusion model "
+                    "is not told how much noise there is: take for example '(2)4(2)'"
+                )
             if ends_globally:
                 raise ValueError(
                     f"the last global layers of {layers!r} would not reach the pixels: "

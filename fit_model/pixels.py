@@ -64,31 +64,46 @@ class GenerateConfig:
 def shares(
     batch: GroupBatch, *, config: GenerateConfig, exact: torch.dtype = torch.float32
 ) -> Float[Tensor, "g side side bands"]:
-    """Pixels as shares of their range; ValueError for pixels beyond it and for cut-off groups.
+    """Pixels as shares of their range.
 
-    Values are only looked at on the CPU, where batches are made.
+    Those of a batch on the CPU are held to `require_drawable`; who moves batches to an accelerator
+    calls it before, because looking at values there would stall it.
     """
-    source = batch.pixels
-    wide = exact if source.dtype in EXACT_IN_FLOAT32 else torch.float64
-    raw = source.to(wide)
-    if source.device.type == "cpu":
-        require_whole_groups(batch)
-        require_range(source, raw, config=config)
+    if batch.pixels.device.type == "cpu":
+        require_drawable(batch, config=config)
+    raw = batch.pixels.to(exact if batch.pixels.dtype in EXACT_IN_FLOAT32 else torch.float64)
     values = (raw - config.pixel_low) / (config.pixel_high - config.pixel_low)
     return values.clamp(0.0, 1.0).to(exact)
 
 
-def require_range(
-    source: Shaped[Tensor, "*p"], raw: Float[Tensor, "*p"], *, config: GenerateConfig
-) -> None:
-    """Refuse pixels beyond the range, NaN too; `raw` is the source in the precision of sums."""
+def require_drawable(batch: GroupBatch, *, config: GenerateConfig) -> None:
+    """Refuse what a model of this configuration would learn wrongly, or could not make."""
+    wanted, found = PIXEL_DTYPES[config.pixel_dtype], batch.pixels.dtype
+    if wanted != found and not (wanted.is_floating_point and found.is_floating_point):
+        name = str(found).removeprefix("torch.")
+        raise ValueError(
+            f"pixels are {name}, and this model makes {config.pixel_dtype}: "
+            "take a dataset of the same kind of images"
+        )
+    require_whole_groups(batch)
+    require_range(batch.pixels, config=config)
+
+
+def require_range(source: Shaped[Tensor, "*p"], *, config: GenerateConfig) -> None:
+    """Refuse pixels beyond the range, NaN too."""
+    if not source.is_floating_point():
+        holds = torch.iinfo(source.dtype)
+        if config.pixel_low <= holds.min and config.pixel_high >= holds.max:
+            return
     # the ends as the source writes them: 0.3 in float32 lies above 0.3
     own = source.dtype if source.is_floating_point() else torch.float64
-    low, high = torch.tensor([config.pixel_low, config.pixel_high], dtype=own).to(raw.dtype)
-    outside = ~((raw >= low) & (raw <= high))
+    low, high = torch.tensor([config.pixel_low, config.pixel_high], dtype=own)
+    # 16-bit unsigned numbers have no comparison of their own
+    values = source if source.is_floating_point() else source.to(torch.int32)
+    outside = ~((values >= low) & (values <= high))
     if outside.any():
         raise ValueError(
-            f"a pixel is {raw[outside][0]:g}, outside {config.pixel_low:g} to "
+            f"a pixel is {values[outside][0]:g}, outside {config.pixel_low:g} to "
             f"{config.pixel_high:g}: set target.pixel_range to what the images hold"
         )
 
@@ -106,6 +121,8 @@ def require_whole_groups(batch: GroupBatch) -> None:
 
 def pixels_of(values: Float[Tensor, "*p"], *, config: GenerateConfig) -> Shaped[Tensor, "*p"]:
     """Shares of the range as pixels: beyond it they are cut off, whole numbers are rounded to."""
+    if not values.isfinite().all():
+        raise ValueError("the model's numbers are not finite: it was saved after it had diverged")
     dtype = PIXEL_DTYPES[config.pixel_dtype]
     span = config.pixel_high - config.pixel_low
     pixels = values.to(torch.float64).clamp(0.0, 1.0) * span + config.pixel_low

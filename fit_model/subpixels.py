@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64
 from torch import Tensor
 
 from fit_model.groups import GroupBatch, Places
@@ -101,14 +101,3 @@ def shifted(levels: Levels, images: ImageLayout) -> Levels:
     # before() works on rows of floats or integers alike: the last sub-pixel of the patch before
     last = images.before(levels[:, -1:, None])[:, :, 0]
     return torch.cat([last, levels[:, :-1]], 1)
-
-
-def picture(
-    levels: Shaped[Tensor, "t n"], *, rows: int, columns: int, patch_px: int, order: str
-) -> Shaped[Tensor, "height width bands"]:
-    """The inverse for one whole image: patches in order back to a picture."""
-    number = torch.arange(rows * columns, device=levels.device)
-    row, column = number // columns, number % columns
-    place = ORDERS[order](row, column, torch.full_like(number, columns))
-    patches = levels[place].unflatten(1, (patch_px, patch_px, -1)).unflatten(0, (rows, columns))
-    return patches.transpose(1, 2).flatten(2, 3).flatten(0, 1)

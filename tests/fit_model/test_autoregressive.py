@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fit_model import recompute
+from fit_model import autoregressive, recompute
 from fit_model.layout import ImageLayout
 from fit_model.models import build
 from fit_model.subpixels import shifted
@@ -42,7 +42,6 @@ def bits_alone(model, batch, label):
     decoder, places = model.decoder, read.places
     images = ImageLayout.of(
         places.image, num_images=1, latents_per_group=model.face.trunk.latents_per_group,
-        mask="causal",
     )  # fmt: skip
     classes = None if label is None else torch.eye(3)[label][None]
     tokens = decoder(shifted(read.levels, images), places, images, classes=classes)
@@ -67,6 +66,7 @@ SETTINGS = [
 @torch.no_grad()
 def test_bits_are_those_of_a_loop_in_parts_of_any_size(settings, positions_a_part, monkeypatch):
     monkeypatch.setattr(recompute, "POSITIONS_A_PART", positions_a_part)
+    monkeypatch.setattr(autoregressive, "LOGITS_A_PART", positions_a_part)
     trunk = replace(TRUNK, checkpointing="layer")
     model = model_of(KIND, trunk=trunk, **settings).double()
     targets = targets_of(model, len(IMAGES))
@@ -78,9 +78,9 @@ def test_bits_are_those_of_a_loop_in_parts_of_any_size(settings, positions_a_par
 
 @pytest.mark.parametrize("learning", [True, False])
 def test_with_recomputation_logits_are_never_there_for_more_than_a_part(learning, monkeypatch):
-    monkeypatch.setattr(recompute, "POSITIONS_A_PART", 100)
     model, seen = model_of(KIND, trunk=replace(TRUNK, checkpointing="layer")), []
     whole = model.decoder.logits
+    monkeypatch.setattr(autoregressive, "LOGITS_A_PART", 100 * model.face.num_levels)
     monkeypatch.setattr(
         model.decoder, "logits", lambda tokens: seen.append(len(tokens)) or whole(tokens)
     )

@@ -127,3 +127,9 @@ def test_settings_without_meaning_are_refused_in_one_line(settings, said):
     with pytest.raises(ValueError, match=said) as refused:
         DecodingConfig(**settings)
     assert "\n" not in str(refused.value)
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    logits = torch.tensor([[0.0, float("nan"), 1.0]])
+    with pytest.raises(ValueError, match="not finite: it was saved after it had diverged"):
+        choose(logits, torch.zeros(1, dtype=torch.float64), config=DecodingConfig())

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fit_model.attention.chunks import chunk_mask
 from fit_model.encoder import Encoder, EncoderConfig, encode_images
-from fit_model.layout import chunk_causal
 from tests.fit_model.examples import randomize, trunk_config
 
 GROUPS, TOKENS, CHANNELS = 4, 4, 3
@@ -69,7 +69,7 @@ def test_without_global_layers_latents_are_their_normalised_embedding():
 def test_the_chunk_mask_is_full_inside_a_chunk():
     rows = ["110000", "110000", "111100", "111100", "111111", "111111"]
     wanted = torch.tensor([[sign == "1" for sign in row] for row in rows])
-    assert torch.equal(chunk_causal(3, 2), wanted)
+    assert torch.equal(chunk_mask(6, 6, chunk=2)[0, 0], wanted)
 
 
 def test_one_group_works():

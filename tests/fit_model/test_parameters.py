@@ -121,7 +121,7 @@ TRUNKS = [
     trunk_config(layers="(1)2(1)1(2)", mlp_ratio=3),
     trunk_config(layers="(1)2(1)", key_norm="none", after_exchange="feed_forward"),
     trunk_config(layers="(2)1(1)", local_mixing="none", width=30, heads=5, latent_heads=8),
-    trunk_config(layers="(2)"),
+    trunk_config(layers="(2)1(0)"),
     trunk_config(layers="(0)1(0)1(0)"),
 ]
 OPTIONS = {

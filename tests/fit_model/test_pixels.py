@@ -82,11 +82,18 @@ def test_pixels_beyond_the_range_are_refused_with_their_value(values, said):
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype"), [(256, torch.uint16), (300, torch.int32), (-1, torch.int16)]
+    ("value", "dtype"), [(256, torch.uint16), (-1, torch.int16), (32767, torch.int16)]
 )
 def test_whole_pixels_beyond_the_range_are_refused(value, dtype):
+    config = makes(0.0, 255.0, dtype=str(dtype).removeprefix("torch."))
     with pytest.raises(ValueError, match=f"a pixel is {value}, outside 0 to 255"):
-        shares(batch_of_values(torch.tensor([7, value]).to(dtype)), config=head())
+        shares(batch_of_values(torch.tensor([7, value]).to(dtype)), config=config)
+
+
+def test_images_of_another_kind_than_those_of_training_are_refused():
+    batch = batch_of_values(torch.tensor([7, 200], dtype=torch.uint8))
+    with pytest.raises(ValueError, match="pixels are uint8, and this model makes uint16"):
+        shares(batch, config=makes(0.0, 65535.0, dtype="uint16"))
 
 
 @pytest.mark.parametrize("cut", [{"height_px": 13}, {"width_px": 9}])

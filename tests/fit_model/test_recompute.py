@@ -12,12 +12,13 @@ from tests.fit_model.examples import randomize, trunk_config
 @pytest.mark.parametrize("flow", ["open", "causal"])
 def test_parts_change_neither_results_nor_gradients(monkeypatch, flow):
     image = torch.tensor([0, 0, 0, 1, 1, 1, 1])
-    images = ImageLayout.of(image, num_images=2, latents_per_group=3, mask="causal")
+    images = ImageLayout.of(image, num_images=2, latents_per_group=3)
     found = {}
     for positions in (1 << 17, 10):  # of 5 tokens a group: all groups at once, or two at a time
         monkeypatch.setattr(recompute, "POSITIONS_A_PART", positions)
         torch.manual_seed(0)
-        trunk = randomize(Trunk(trunk_config(checkpointing="layer"), flow=flow).double())
+        config = trunk_config(checkpointing="layer")
+        trunk = randomize(Trunk(config, flow=flow, latent_mask="causal").double())
         tokens = torch.randn(7, 5, 12, dtype=torch.float64, requires_grad=True)
         latents = torch.randn(7, 3, 8, dtype=torch.float64, requires_grad=True)
         valid = torch.rand(7, 5) < 0.8 if flow == "open" else None

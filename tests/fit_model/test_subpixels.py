@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fit_model.layout import ImageLayout
-from fit_model.subpixels import picture, sequence_order, sequences_of, shifted
+from fit_model.subpixels import ORDERS, sequence_order, sequences_of, shifted
 from fit_model.tokens import squares_of
 from tests.fit_model.examples import SIDE_PX, image
 from tests.fit_model.generators import IMAGES, batch_of, head
@@ -64,14 +64,24 @@ def test_snake_on_the_grid_of_the_facts():
 @pytest.mark.parametrize("order", ["snake", "raster"])
 def test_every_sub_pixel_is_shown_the_one_before_it_across_patches_but_not_across_images(order):
     found = read(batch_of(), order=order)
-    images = ImageLayout.of(
-        found.places.image, num_images=len(IMAGES), latents_per_group=3, mask="causal"
-    )
+    images = ImageLayout.of(found.places.image, num_images=len(IMAGES), latents_per_group=3)
     inputs = shifted(found.levels, images)
     for number in range(len(IMAGES)):
         mine = found.places.image == number
         levels, shown = found.levels[mine].flatten().tolist(), inputs[mine].flatten().tolist()
         assert shown == [0, *levels[:-1]]
+
+
+def picture(levels, *, rows, columns, patch_px, order):
+    """Patches in order, laid down one after another."""
+    whole = torch.zeros(rows * patch_px, columns * patch_px, 2, dtype=levels.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            place = ORDERS[order](*(torch.tensor([each]) for each in (row, column, columns)))
+            y, x = row * patch_px, column * patch_px
+            patch = levels[place].reshape(patch_px, patch_px, 2)
+            whole[y : y + patch_px, x : x + patch_px] = patch
+    return whole
 
 
 def as_picture(batch):

@@ -93,7 +93,7 @@ GENERATORS = [
         embedding="separate",
         output_bias="none",
         num_levels=17,
-        makes=head(pixel_low=0.1, pixel_high=250.3, pixel_dtype="float32"),
+        makes=head(pixel_low=0.0, pixel_high=250.0),
     ),
 ]
 

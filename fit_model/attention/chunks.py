@@ -1,0 +1,70 @@
+"""Chunk-causal attention: a position sees all of its own chunk and of the chunks before it.
+
+    may_attend[i, j] = j // chunk <= i // chunk
+
+In FIT a chunk is the latents of one group. Queries are taken some at a time against the keys that
+lie before their end, so neither scores nor mask of all pairs are ever there at once, and what no
+query of a part may see is not computed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fit_model.attention.operators import Operator
+from fit_model.recompute import recomputed
+
+QUERIES_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class InChunks:
+    """An operator whose positions look back, a chunk at a time."""
+
+    attend: Operator
+    chunk: int
+
+    def __call__(
+        self,
+        query: Float[Tensor, "b h q d"],
+        key: Float[Tensor, "b h k d"],
+        value: Float[Tensor, "b h k e"],
+        *,
+        may_attend: Bool[Tensor, "#b 1 1 k"] | None = None,
+    ) -> Float[Tensor, "b h q e"]:
+        """Mix values; queries are the last of the positions that the keys belong to."""
+        num_queries, before = query.shape[2], key.shape[2] - query.shape[2]
+        size = max(1, QUERIES_AT_ONCE // self.chunk) * self.chunk
+        if num_queries <= size:
+            return self._part(query, key, value, may_attend)
+        parts = []
+        for start in range(0, num_queries, size):
+            asking = query[:, :, start : start + size]
+            end = before + start + asking.shape[2]
+            seen = None if may_attend is None else may_attend[..., :end]
+            # kept for the backward pass, the masks of all parts would be the mask of all pairs
+            parts.append(recomputed(self._part, asking, key[:, :, :end], value[:, :, :end], seen))
+        return torch.cat(parts, 2)
+
+    def _part(
+        self,
+        query: Float[Tensor, "b h q d"],
+        key: Float[Tensor, "b h k d"],
+        value: Float[Tensor, "b h k e"],
+        may_attend: Bool[Tensor, "#b 1 1 k"] | None,
+    ) -> Float[Tensor, "b h q e"]:
+        num_queries, num_keys = query.shape[2], key.shape[2]
+        if num_queries > self.chunk:
+            past = chunk_mask(num_queries, num_keys, chunk=self.chunk, device=query.device)
+            may_attend = past if may_attend is None else may_attend & past
+        return self.attend(query, key, value, may_attend=may_attend)
+
+
+def chunk_mask(
+    num_queries: int, num_keys: int, *, chunk: int, device: torch.device | None = None
+) -> Bool[Tensor, "1 1 {num_queries} {num_keys}"]:
+    """Which keys a query may see; queries are the last of the positions."""
+    number = torch.arange(num_keys, device=device) // chunk
+    return (number <= number[num_keys - num_queries :, None])[None, None]
