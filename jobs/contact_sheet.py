@@ -1,6 +1,6 @@
 """Many small pictures on one sheet, so that people can look at them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +28,15 @@ def sheet_rows(labels: Sequence[str]) -> list[list[int]]:
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[NDArray]], *, pixel_range: tuple[float, float]
+    rows: Iterable[Iterable[NDArray]], *, pixel_range: tuple[float, float]
 ) -> NDArray[np.uint8]:
     """Rows of pictures [height, width, bands] as one grey or RGB picture.
 
     Values are stretched from the pixel range to 0..255; of more than three bands the first three
-    are shown, of two the first.
+    are shown, of two the first. Pictures are taken one by one, and none is kept at its full size.
     """
-    shown = [[_sized(_stretched(each, pixel_range)) for each in row] for row in rows]
+    # each is thinned out before its values are stretched, which takes eight bytes each
+    shown = [[_stretched(_sized(each), pixel_range) for each in row] for row in rows]
     pictures = [picture for row in shown for picture in row]
     height = max(picture.shape[0] for picture in pictures) + GAP_PX
     width = max(picture.shape[1] for picture in pictures) + GAP_PX
@@ -56,11 +57,11 @@ def _stretched(pixels: NDArray, pixel_range: tuple[float, float]) -> NDArray[np.
     return np.round(shares.clip(0.0, 1.0) * 255).astype(np.uint8)
 
 
-def _sized(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _sized(picture: NDArray) -> NDArray:
     """Nearest neighbours: a pixel stays a pixel."""
     longest = max(picture.shape[:2])
     if longest > LARGEST_PX:
         step = -(-longest // LARGEST_PX)
-        return picture[::step, ::step]
+        return picture[::step, ::step].copy()
     times = max(1, round(SIDE_PX / longest))
     return picture.repeat(times, axis=0).repeat(times, axis=1)

@@ -120,10 +120,10 @@ def write_labels(order: Order, path: Path) -> None:
 def sheet(order: Order, folder: Path) -> bytes:
     """The first pictures of every class, stretched to what people see."""
     rows = sheet_rows(order.labels or [""] * order.num_images)
-    pictures = [
-        [decoded((folder / file_name(order, number)).read_bytes()) for number in row]
+    pictures = (
+        (decoded((folder / file_name(order, number)).read_bytes()) for number in row)
         for row in rows
-    ]
+    )
     pixel_range = order.head.pixel_low, order.head.pixel_high
     return encoded(contact_sheet(pictures, pixel_range=pixel_range))
 

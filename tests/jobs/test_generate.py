@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from fit_model.samplers import SamplingConfig
 from jobs import registry, tracking
 from jobs.batches import image_seed
 from jobs.contact_sheet import PAPER, contact_sheet, sheet_rows
-from jobs.generate import GenerateConfig, main
+from jobs.generate import GenerateConfig, main, sheet
 from jobs.orders import CompleteConfig, order_of
 from jobs.pixel_files import decoded, encoded, suffix_of
 from jobs.runner import exit_codes
@@ -260,15 +261,30 @@ def test_files_hold_the_values_that_were_made(tmp_path, dtype, bands, suffix):
 
 def test_a_contact_sheet_stretches_and_enlarges_what_is_made():
     dark, bright = (np.full((8, 8, 1), value, np.uint16) for value in (100, 300))
-    sheet = contact_sheet([[dark, bright], [bright]], pixel_range=(100.0, 500.0))
-    assert sheet.shape == (2 * 68 + 4, 2 * 68 + 4, 1)
-    assert sheet.dtype == np.uint8
-    assert (sheet[4:68, 4:68] == 0).all()
-    assert (sheet[4:68, 72:136] == 128).all()
-    assert (sheet[72:136, 72:136] == PAPER).all()
+    shown = contact_sheet([[dark, bright], [bright]], pixel_range=(100.0, 500.0))
+    assert shown.shape == (2 * 68 + 4, 2 * 68 + 4, 1)
+    assert shown.dtype == np.uint8
+    assert (shown[4:68, 4:68] == 0).all()
+    assert (shown[4:68, 72:136] == 128).all()
+    assert (shown[72:136, 72:136] == PAPER).all()
     wide = contact_sheet([[np.full((10, 3000, 4), 255, np.uint8)]], pixel_range=(0.0, 255.0))
     assert max(wide.shape) <= 256 + 8
     assert wide.shape[2] == 3
+
+
+def test_a_contact_sheet_of_large_pictures_holds_one_of_them_at_a_time(dataset, tmp_path):
+    order = order_of(made_model(dataset, "diffusion"), settings(num_images=4))
+    picture = np.arange(2**22, dtype=np.uint8).reshape(2048, 2048, 1) % LEVELS
+    for number in range(order.num_images):
+        (tmp_path / f"{number:05d}.png").write_bytes(encoded(picture))
+    tracemalloc.start()
+    content = sheet(order, tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # of eight pictures; stretched at its full size one of them takes eight times as much
+    assert picture.nbytes < most < 2 * picture.nbytes
+    shown = np.round(picture[::8, ::8, 0] / (LEVELS - 1) * 255)
+    np.testing.assert_array_equal(decoded(content)[4:260, 4:260, 0], shown)
 
 
 def test_a_contact_sheet_shows_every_class_in_rows_of_its_own():
