@@ -6,9 +6,10 @@
     output[q] = phi(q) . sum_k phi(k) value[k]^T / (phi(q) . sum_k phi(k))
 
 Before eps is added, exponents are shifted by their maximum, which cancels in the ratio but for
-eps. Shifts take no part in gradients. For a query it is the maximum over its features, so that g
-cancels too; for keys the maximum over features and tokens of a sequence, or, in the causal form,
-over the tokens up to the query.
+eps. For a query it is the maximum over its features, so that g cancels too; for keys the maximum
+over features and tokens of a sequence, or, in the causal form, over the tokens up to the query.
+Gradients are those of all this. The stabiliser "projection" is performer-pytorch's: it shifts by
+the maximum of u instead, which is left out of gradients.
 
 Source: Choromanski et al. 2021, arXiv:2009.14794.
 """
@@ -55,8 +56,9 @@ def projections(x: PerHead, omega: Omega) -> tuple[Features, Float[Tensor, "b h 
 def query_features(query: PerHead, omega: Omega, *, stabiliser: Stabiliser, eps: float) -> Features:
     """Phi of queries."""
     u, g = projections(query, omega)
-    shifted = u - u.detach().amax(-1, keepdim=True)
-    return (shifted if stabiliser == "exponent" else shifted - g).exp() + eps
+    if stabiliser == "exponent":
+        return (u - u.amax(-1, keepdim=True)).exp() + eps
+    return (u - g - u.detach().amax(-1, keepdim=True)).exp() + eps
 
 
 def key_exponents(
@@ -65,7 +67,7 @@ def key_exponents(
     """U - g of keys and the largest that a token has of what they are shifted by."""
     u, g = projections(key, omega)
     exponents = u - g
-    peaks = (exponents if stabiliser == "exponent" else u).detach().amax(-1)
+    peaks = (exponents if stabiliser == "exponent" else u.detach()).amax(-1)
     if seen is None:
         return exponents, peaks
     lowest = torch.finfo(peaks.dtype).min
