@@ -35,8 +35,13 @@ def contact_sheet(
     Values are stretched from the pixel range to 0..255; of more than three bands the first three
     are shown, of two the first. Pictures are taken one by one, and none is kept at its full size.
     """
-    # each is thinned out before its values are stretched, which takes eight bytes each
-    shown = [[_stretched(_sized(each), pixel_range) for each in row] for row in rows]
+
+    def small(picture: NDArray) -> NDArray[np.uint8]:
+        # thinned out before its values are stretched, which takes eight bytes each
+        return _stretched(_sized(picture), pixel_range)
+
+    # a loop's variable would hold a picture while the next one is read
+    shown = [list(map(small, row)) for row in rows]
     pictures = [picture for row in shown for picture in row]
     height = max(picture.shape[0] for picture in pictures) + GAP_PX
     width = max(picture.shape[1] for picture in pictures) + GAP_PX
