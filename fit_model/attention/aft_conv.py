@@ -13,6 +13,7 @@ so that it starts as AFT-simple with the keys of whole heads. Source: arXiv:2105
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -149,8 +150,8 @@ def filtered_means(
     if not len(lost):
         return found
     size = max(1, SCORES_A_PART // (key.shape[1] * value.shape[-1]))
-    columns = torch.tensor(grid[1])
-    again = [recomputed(by_softmax, key, value, bias, part, columns) for part in lost.split(size)]
+    softmax = partial(by_softmax, columns=grid[1])
+    again = [recomputed(softmax, key, value, bias, part) for part in lost.split(size)]
     return found.index_put(lost.unbind(1), torch.cat(again))
 
 
@@ -184,14 +185,14 @@ def by_softmax(
     value: Float[Tensor, "b n h w"],
     bias: Float[Tensor, "h rows columns"],
     entries: Int64[Tensor, "m 3"],
-    columns: Int64[Tensor, ""],
+    *,
+    columns: int,
 ) -> Float[Tensor, "m w"]:
     """The means of single entries (batch, query, head), safe for every number."""
     batch, query, head = entries.unbind(1)
     places = torch.arange(key.shape[1], device=key.device)
-    width = int(columns)
-    down = places // width - query[:, None] // width + bias.shape[1] // 2
-    right = places % width - query[:, None] % width + bias.shape[2] // 2
+    down = places // columns - query[:, None] // columns + bias.shape[1] // 2
+    right = places % columns - query[:, None] % columns + bias.shape[2] // 2
     inside = (down >= 0) & (down < bias.shape[1]) & (right >= 0) & (right < bias.shape[2])
     place = (down * bias.shape[2] + right).where(inside, 0)
     near = bias.flatten(1)[head].gather(1, place).where(inside, 0.0)

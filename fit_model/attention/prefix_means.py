@@ -17,13 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Rows = Float[Tensor, "*b n d"]
+Rows = Float[Tensor, "b n d"]
+Several = Float[Tensor, "*s b n d"]
 
 
-def doubled(logits: Rows, weights: Rows, values: Rows) -> tuple[Rows, Rows, Rows]:
+def doubled(logits: Rows, weights: Rows, values: Several) -> tuple[Rows, Rows, Several]:
     """Top, weight and mean of every prefix, of parts with these logits, weights and values.
 
-    Values may have more leading axes than logits and weights.
+    Several sets of values may share them.
     """
     step = 1
     while step < logits.shape[-2]:
@@ -69,9 +70,7 @@ class PrefixMeans(torch.autograd.Function):
         return of_values * values + of_all, of_values
 
 
-def prefix_means(
-    logits: Float[Tensor, "b n d"], values: Float[Tensor, "b n d"]
-) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+def prefix_means(logits: Rows, values: Rows) -> tuple[Rows, Rows, Rows]:
     """Top, weight and mean of the tokens up to and with each; differentiable once.
 
     The top is a constant for gradients: what depends on weight * exp(top) alone is unaffected.
@@ -80,9 +79,7 @@ def prefix_means(
     return top, weight, mean
 
 
-def suffix_means(
-    logits: Float[Tensor, "b n d"], values: Float[Tensor, "b n d"]
-) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+def suffix_means(logits: Rows, values: Rows) -> tuple[Rows, Rows, Rows]:
     """prefix_means of the tokens from each to the last."""
     top, weight, mean = prefix_means(logits.flip(1), values.flip(1))
     return top.flip(1), weight.flip(1), mean.flip(1)
