@@ -1,5 +1,7 @@
 """What tests of token mixers share: awkward sequences, and a comparison with a written-out loop."""
 
+import copy
+
 import torch
 
 MASKS = ("everything", "padding", "a sequence of nothing")
@@ -69,3 +71,18 @@ def all_finite(mixer, x, *arguments):
     outputs.sum().backward()
     leaves = [x, *mixer.parameters()]
     return all(bool(leaf.isfinite().all()) for leaf in [outputs, *(leaf.grad for leaf in leaves)])
+
+
+def drift_in_bfloat16(model, num_tokens):
+    """How far off a channel is as a whole, over all tokens, against float64.
+
+    Rounding of single tokens averages out of it; rounding of what tokens share does not.
+    """
+    width = model.out.weight.shape[0]
+    with torch.no_grad():
+        model.bfloat16().out.weight.copy_(torch.eye(width))
+        model.out.bias.zero_()
+    x = sequences(num_tokens, width).bfloat16()
+    found, wanted = model(x).double(), copy.deepcopy(model).double()(x.double())
+    shares = (found * wanted).sum(1) / wanted.square().sum(1)
+    return (shares - 1).abs().max()

@@ -12,6 +12,7 @@ from fit_model.attention.tssa_causal import CausalTssa, tssa_mixer
 from tests.fit_model.attention.mixing import (
     MASKS,
     all_finite,
+    drift_in_bfloat16,
     everywhere_random,
     mask,
     same_forward_and_backward,
@@ -204,6 +205,15 @@ def test_bfloat16_is_within_three_percent(place):
     assert (found.double() - wanted).abs().max() < 0.03 * wanted.abs().max()
 
 
+def test_statistics_of_bfloat16_tokens_are_kept_in_float32():
+    assert drift_in_bfloat16(mixer(3), 400) < 1e-3
+    ordered = mixer(3, place=Place(num_tokens=400, causal="tokens"))
+    assert drift_in_bfloat16(ordered, 400) < 1e-3
+    token = torch.ones(1, 1, 6).bfloat16()
+    _, state = ordered.extend(token, ordered.start(token))
+    assert state.squares.dtype == state.weighted.dtype == state.membership.dtype == torch.float32
+
+
 @pytest.mark.parametrize("place", [ANYWHERE, IN_ORDER], ids=["any order", "causal"])
 def test_a_sequence_of_nothing_gives_the_bias_and_no_gradient(place):
     model, x = mixer(3, place=place), sequences(5, 6).requires_grad_()
@@ -234,6 +244,13 @@ def test_the_place_decides_the_form_and_no_bias_takes_any_length():
     assert isinstance(model, CausalTssa)
     assert model(torch.zeros(1, 63, 6)).shape == (1, 63, 6)
     assert isinstance(tssa_mixer(config, width=6, heads=3, place=ANYWHERE), Tssa)
+
+
+def test_a_layer_of_the_language_model_has_no_bias_but_that_of_scores():
+    config = TssaConfig(qkv_bias=False, out_bias=False)
+    model = tssa_mixer(config, width=48, heads=4, place=Place(num_tokens=1024, causal="tokens"))
+    wanted = 2 * 48**2 + 4 + 4 * 1024
+    assert sum(parameter.numel() for parameter in model.parameters()) == wanted
 
 
 def test_a_layer_of_the_smallest_vision_model_has_74116_weights():

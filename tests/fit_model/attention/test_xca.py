@@ -10,6 +10,7 @@ from fit_model.attention.xca import Xca, XcaConfig
 from tests.fit_model.attention.mixing import (
     MASKS,
     all_finite,
+    drift_in_bfloat16,
     everywhere_random,
     mask,
     same_forward_and_backward,
@@ -122,6 +123,10 @@ def test_bfloat16_is_within_three_percent():
     found = model.bfloat16()(x.bfloat16())
     assert found.dtype == torch.bfloat16
     assert (found.double() - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+def test_statistics_of_bfloat16_tokens_are_kept_in_float32():
+    assert drift_in_bfloat16(mixer(3), 400) < 1e-3
 
 
 def test_a_sequence_of_nothing_gives_the_bias_and_no_gradient():
