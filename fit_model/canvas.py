@@ -18,6 +18,10 @@ MOST_PIXELS = 2**31
 """Of an image to be made; a configuration that was downloaded may declare any size."""
 
 
+PIXELS_A_BATCH = 2**24
+"""Images are drawn together up to so many pixels; a larger one is drawn alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
     """Rows and columns of whole groups, none of them missing."""
@@ -40,6 +44,10 @@ class Canvas:
             grid_rows=ones * self.rows,
             grid_columns=ones * self.columns,
         )
+
+    def images_together(self, *, group_side_px: int) -> int:
+        """How many images may be drawn at a time, so that memory does not grow with their size."""
+        return max(1, PIXELS_A_BATCH // (self.rows * self.columns * group_side_px**2))
 
     def pictures(
         self, groups: Shaped[Tensor, "g side side bands"]

@@ -88,7 +88,7 @@ def write_images(order: Order, folder: Path, *, config: GenerateConfig, console:
     made = over_images(
         order.request,
         order.num_images,
-        images_per_batch=config.images_per_batch,
+        images_per_batch=min(config.images_per_batch, order.images_together),
         config=config.workers,
         description="generate",
         console=console,

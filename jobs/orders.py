@@ -56,6 +56,7 @@ class GenerateConfig:
     seed: int = 0
     """Images are numbered through the classes in turn: with more of them the first ones stay."""
     images_per_batch: int = 32
+    """At most; of large images fewer are drawn at a time."""
     diffusion: SamplingConfig = field(default_factory=SamplingConfig)
     autoregressive: DecodingConfig = field(default_factory=DecodingConfig)
     complete: CompleteConfig | None = None
@@ -89,6 +90,14 @@ class Order:
         if isinstance(self.request, Completing):
             return None
         return self.request.canvas.rows, self.request.canvas.columns
+
+    @property
+    def images_together(self) -> int:
+        """How many of the largest may be drawn at a time."""
+        side_px = self.request.model.config.input.group_side_px
+        return min(
+            canvas.images_together(group_side_px=side_px) for canvas in self.request.canvases
+        )
 
     @property
     def bands(self) -> int:

@@ -53,6 +53,11 @@ class Drawing(Request):
 
     canvas: Canvas
 
+    @property
+    def canvases(self) -> set[Canvas]:
+        """The sizes of images."""
+        return {self.canvas}
+
     def open(self) -> Work:
         """Load the model."""
         return Painter(self)
@@ -66,6 +71,11 @@ class Completing(Request):
     records: tuple[ImageRecord, ...]
     patches: int
     """Kept of every image."""
+
+    @property
+    def canvases(self) -> set[Canvas]:
+        """The sizes of images."""
+        return {canvas_of_record(record) for record in self.records}
 
     def open(self) -> Work:
         """Load the model, and open the dataset."""
@@ -99,12 +109,11 @@ class Completer:
         Fails on a group whose checksum is wrong, naming the image.
         """
         made: dict[int, NDArray] = {}
-        sizes = {number: self.canvas(number) for number in numbers}
+        sizes = {number: canvas_of_record(self.held.records[number]) for number in numbers}
         for canvas in set(sizes.values()):
             same = [number for number in numbers if sizes[number] == canvas]
-            given = collate(
-                [read_groups(self.dataset, self.held.records[number]) for number in same]
-            )
+            records = [self.held.records[number] for number in same]
+            given = collate([read_groups(self.dataset, record) for record in records])
             known = self.model.first_patches(given, num_patches=self.held.patches)
             drawn = draw(
                 self.model, self.held, same, canvas=canvas, known=known.to(self.held.computes_on)
@@ -112,10 +121,10 @@ class Completer:
             made |= dict(zip(same, drawn, strict=True))
         return files([made[number] for number in numbers])
 
-    def canvas(self, number: int) -> Canvas:
-        """The grid of an image."""
-        record = self.held.records[number]
-        return Canvas(rows=record.grid_rows, columns=record.grid_columns)
+
+def canvas_of_record(record: ImageRecord) -> Canvas:
+    """The grid of a stored image."""
+    return Canvas(rows=record.grid_rows, columns=record.grid_columns)
 
 
 def draw(

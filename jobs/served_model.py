@@ -43,20 +43,26 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         return self._predict(model_input)
 
     def _make(self, rows: pd.DataFrame, params: dict[str, Any]) -> NDArray:
-        """All images of the call at once: [image, height, width, bands]."""
+        """All images of the call, as many at a time as fit: [image, height, width, bands]."""
         config = self.model.config
         grid = {name: params.pop(f"grid_{name}", None) for name in ("rows", "columns")}
         canvas = canvas_of(config, **grid)
         sampling = SAMPLING[config.face.kind](**params)
         targets = torch.tensor([self._class(name) for name in rows.get("label", [])])
-        with torch.inference_mode():
-            groups = self.model.generate(
-                canvas.places(len(rows)),
-                targets=targets if config.head.classes else None,
-                seeds=torch.tensor(rows["seed"].to_numpy()),
-                sampling=sampling,
-            )
-            return canvas.pictures(groups).numpy()
+        seeds = torch.tensor(rows["seed"].to_numpy())
+        together = canvas.images_together(group_side_px=config.input.group_side_px)
+        parts = []
+        for start in range(0, len(rows), together):
+            part = slice(start, start + together)
+            with torch.inference_mode():
+                groups = self.model.generate(
+                    canvas.places(len(seeds[part])),
+                    targets=targets[part] if config.head.classes else None,
+                    seeds=seeds[part],
+                    sampling=sampling,
+                )
+            parts.append(canvas.pictures(groups).numpy())
+        return np.concatenate(parts)
 
     def _class(self, name: str) -> int:
         classes = self.model.config.head.classes
