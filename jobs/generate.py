@@ -168,12 +168,22 @@ def tell(order: Order, output: Location, *, seconds: float, console: Console) ->
     labels = f", {LABELS}" if order.labels else ""
     console.print(f"wrote {output}: {IMAGES}/, {GRID} to look at{labels}, {SETTINGS}")
     labels = f" labels={output}/{LABELS}" if order.labels else ""
+    if order.labels and all(map(_is_number, order.labels)):
+        labels += " class_labels=[label]"
     source = order.request.model.config
     console.print(
         f"next: farreach preprocess sources={output}/{IMAGES}{labels} output=DATASET "
         f"grouping.group_side_px={source.input.group_side_px} "
         f"grouping.patch_px={source.face.patch_px}"
     )
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""What a job says in the end: lines that can be typed as they stand."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from fit_model.models import build
+from jobs.generate import tell
+from jobs.orders import GenerateConfig, Order, order_of
+from jobs.train import model_config
+from pipeline.dataset import open_dataset
+from pipeline.storage import Location
+from tests.jobs.small_generating import train_config, write_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("generating"))
+
+
+@pytest.fixture(scope="module")
+def order(dataset) -> Order:
+    model = build(model_config(train_config(dataset, "diffusion"), open_dataset(dataset)))
+    return order_of(model, GenerateConfig(model="m", output="made", num_images=1))
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), soft_wrap=True, markup=False, highlight=False, width=80)
+
+
+@pytest.mark.parametrize(
+    ("labels", "asks"),
+    [
+        (("0", "1"), True),
+        (("0.5", "-1e3"), True),
+        (("0", "one"), False),
+        (("bright", "dark"), False),
+        ((), False),
+    ],
+)
+def test_classes_that_look_like_numbers_are_preprocessed_as_names(order, labels, asks):
+    said = console()
+    tell(replace(order, labels=labels), Location.of("made"), seconds=1.0, console=said)
+    line = said.file.getvalue().splitlines()[-1]
+    assert line.startswith("next: farreach preprocess sources=")
+    assert (" class_labels=[label] " in line) == asks
