@@ -1,7 +1,7 @@
 """Stored images as batches of patch groups: the order is arithmetic, reading runs ahead."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fit_model.groups import GroupBatch, collate
-from jobs.targets import Labelled
+from fit_model.pixels import GenerateConfig, require_drawable
+from jobs.targets import HeadConfig, Labelled
 from pipeline.dataset import Dataset, ImageGroups, ImageRecord
 from pipeline.order import global_batch, worker_share
 
@@ -69,12 +70,14 @@ class Feed:
         dataset: Dataset,
         *,
         labelled: Labelled,
+        head: HeadConfig,
         config: BatchConfig,
         rank: int,
         num_workers: int,
     ) -> None:
         self.dataset = dataset
         self.labelled = labelled
+        self.head = head
         self.config = config
         self.rank = rank
         self.num_workers = num_workers
@@ -110,8 +113,8 @@ class Feed:
         weight = 1.0 / len(indices)
         chosen, weights = (mine, [weight] * len(mine)) if mine else ([int(indices[0])], [0.0])
         return Batch(
-            groups=collate(
-                [read_groups(self.dataset, self.labelled.records[index]) for index in chosen]
+            groups=read_images(
+                self.dataset, [self.labelled.records[index] for index in chosen], head=self.head
             ),
             targets=None if self.labelled.values is None else self.labelled.values[chosen],
             seeds=torch.tensor([image_seed(self.config.seed, step=step, image=i) for i in chosen]),
@@ -122,6 +125,24 @@ class Feed:
 def image_seed(seed: int, *, step: int, image: int) -> int:
     """Seed of what chance decides about an image (by its number) in one step; 63 bits."""
     return int(np.random.SeedSequence([seed, step, image]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def read_images(
+    dataset: Dataset, records: Sequence[ImageRecord], *, head: HeadConfig
+) -> GroupBatch:
+    """All stored groups of these images, on the CPU.
+
+    Pixels that a model must not learn to make are refused here, by their image: later, on an
+    accelerator, nobody looks at values any more.
+    """
+    images = [read_groups(dataset, record) for record in records]
+    if isinstance(head, GenerateConfig):
+        for record, groups in zip(records, images, strict=True):
+            try:
+                require_drawable(groups, config=head)
+            except ValueError as error:
+                raise ValueError(f"image {record.image_id!r}: {error}") from error
+    return collate(images)
 
 
 def read_groups(dataset: Dataset, record: ImageRecord) -> GroupBatch:

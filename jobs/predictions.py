@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from fit_model.groups import collate
 from fit_model.model import Model
-from jobs.batches import image_seed, read_groups
+from jobs.batches import image_seed, read_images
 from jobs.image_tasks import over_images
 from jobs.targets import Labelled
 from jobs.workers import WorkersConfig
@@ -50,10 +49,12 @@ class Measurer:
     def __call__(self, numbers: Sequence[int]) -> pa.Array:
         """The model's measures of these images, a list of numbers each.
 
-        Fails on a group whose checksum is wrong, naming the image.
+        Fails on a group whose checksum is wrong and on pixels that the model must not be shown,
+        naming the image.
         """
         records, values = self.labelled.records, self.labelled.values
-        groups = collate([read_groups(self.dataset, records[number]) for number in numbers])
+        chosen = [records[number] for number in numbers]
+        groups = read_images(self.dataset, chosen, head=self.model.config.head)
         seeds = [image_seed(SEED, step=0, image=number) for number in numbers]
         with torch.inference_mode():
             measured = self.model.measures(

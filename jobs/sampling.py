@@ -15,10 +15,9 @@ from torch import Tensor
 
 from fit_model.canvas import Canvas
 from fit_model.choosing import DecodingConfig
-from fit_model.groups import collate
 from fit_model.model import Model
 from fit_model.samplers import SamplingConfig
-from jobs.batches import image_seed, read_groups
+from jobs.batches import image_seed, read_images
 from jobs.image_tasks import Work
 from jobs.pixel_files import encoded
 from pipeline.dataset import ImageRecord, open_dataset
@@ -106,14 +105,15 @@ class Completer:
     def __call__(self, numbers: Sequence[int]) -> pa.Array:
         """The file of every image; images of one size are drawn together.
 
-        Fails on a group whose checksum is wrong, naming the image.
+        Fails on a group whose checksum is wrong and on pixels beyond the model's range, naming the
+        image.
         """
         made: dict[int, NDArray] = {}
         sizes = {number: canvas_of_record(self.held.records[number]) for number in numbers}
         for canvas in set(sizes.values()):
             same = [number for number in numbers if sizes[number] == canvas]
             records = [self.held.records[number] for number in same]
-            given = collate([read_groups(self.dataset, record) for record in records])
+            given = read_images(self.dataset, records, head=self.model.config.head)
             known = self.model.first_patches(given, num_patches=self.held.patches)
             drawn = draw(
                 self.model, self.held, same, canvas=canvas, known=known.to(self.held.computes_on)

@@ -119,6 +119,7 @@ class Loop:
         feed = Feed(
             dataset,
             labelled=labelled,
+            head=self.task.model.head,
             config=self.task.batch,
             rank=self.rank,
             num_workers=self.num_workers,

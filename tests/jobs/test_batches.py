@@ -31,6 +31,7 @@ def feed(dataset, labelled, *, rank=0, num_workers=1, **config) -> Feed:
     return Feed(
         dataset,
         labelled=labelled,
+        head=head_config(ClassifyTarget(label="kind"), dataset, split="train"),
         config=BatchConfig(**config),
         rank=rank,
         num_workers=num_workers,
