@@ -125,19 +125,18 @@ def causal_mix(
     offered = (exponents - peaks[..., None]).exp()
     values = with_ones(value, seen)
     tops = peaks.cummax(-1).values
-    top = torch.full_like(peaks[..., :1], torch.finfo(peaks.dtype).min)
+    top = torch.full_like(peaks[..., :1, None], torch.finfo(peaks.dtype).min)
     past = values.new_zeros(*values.shape[:2], len(omega), values.shape[-1])
     counted = values.cumsum(-2) * eps
     sums = []
-    for start in range(0, query.shape[2], CHUNK):
-        now = slice(start, start + CHUNK)
-        q, k, v = asked[:, :, now], offered[:, :, now], values[:, :, now]
-        peak, highest = peaks[..., now], tops[..., now]
-        fade = (peak[..., None, :] - highest[..., None]).tril().exp().tril()
+    # split once, not sliced in the loop: the gradient of every slice would be as long as the whole
+    tokens = (asked, offered, values, peaks[..., None], tops[..., None])
+    for q, k, v, peak, highest in zip(*(each.split(CHUNK, 2) for each in tokens), strict=True):
+        fade = (peak.transpose(-2, -1) - highest).tril().exp().tril()
         recent = (q @ k.transpose(-2, -1) * fade) @ v
-        sums.append(recent + (top - highest).exp()[..., None] * (q @ past))
-        last = highest[..., -1:]
-        past = (top - last).exp()[..., None] * past
-        past = past + (k * (peak - last).exp()[..., None]).transpose(-2, -1) @ v
+        sums.append(recent + (top - highest).exp() * (q @ past))
+        last = highest[:, :, -1:]
+        past = (top - last).exp() * past
+        past = past + (k * (peak - last).exp()).transpose(-2, -1) @ v
         top = last
     return ratio(torch.cat(sums, -2) + asked.sum(-1, keepdim=True) * counted)
