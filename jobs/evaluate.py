@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fit_model import weights
+from fit_model.pixels import GenerateConfig
 from jobs import registry
 from jobs.cluster import connect
 from jobs.model_source import Source, is_folder, source
 from jobs.predictions import measure
 from jobs.scores import score
-from jobs.targets import Labelled, read_labelled
+from jobs.targets import HeadConfig, Labelled, read_labelled
 from jobs.tracking import Run, ended_run, open_run
 from jobs.workers import WorkersConfig, require_workers
 from pipeline.dataset import open_dataset
@@ -83,7 +84,7 @@ def main(config: EvaluateConfig) -> dict[str, float]:
                 context="evaluation",
                 counts={"images": len(labelled.records)},
             )
-    tell(config, named, labelled, console)
+    tell(config, named, labelled, model.config.head, console)
     return named
 
 
@@ -97,7 +98,11 @@ def run_of(found: Source, config: EvaluateConfig) -> AbstractContextManager[Run]
 
 
 def tell(
-    config: EvaluateConfig, scores: dict[str, float], labelled: Labelled, console: Console
+    config: EvaluateConfig,
+    scores: dict[str, float],
+    labelled: Labelled,
+    head: HeadConfig,
+    console: Console,
 ) -> None:
     """The scores as a table, and what to type next."""
     table = Table(title=f"{config.model} on {len(labelled.records)} images of {config.split!r}")
@@ -106,6 +111,8 @@ def tell(
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
+    if isinstance(head, GenerateConfig):
+        console.print(f"next: farreach generate {config.model} output=made")
     if not is_folder(config.model):
         console.print(f"next: farreach models promote {config.model} champion")
 

@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from fit_model.heads import ClassifyConfig
 from fit_model.models import build
-from jobs.generate import tell
+from jobs import evaluate, generate
+from jobs.evaluate import EvaluateConfig
 from jobs.orders import GenerateConfig, Order, order_of
+from jobs.targets import Labelled
 from jobs.train import model_config
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
@@ -42,7 +45,26 @@ def console() -> Console:
 )
 def test_classes_that_look_like_numbers_are_preprocessed_as_names(order, labels, asks):
     said = console()
-    tell(replace(order, labels=labels), Location.of("made"), seconds=1.0, console=said)
+    generate.tell(replace(order, labels=labels), Location.of("made"), seconds=1.0, console=said)
     line = said.file.getvalue().splitlines()[-1]
     assert line.startswith("next: farreach preprocess sources=")
     assert (" class_labels=[label] " in line) == asks
+
+
+@pytest.mark.parametrize(
+    ("model", "asks"),
+    [
+        ("digits@challenger", ["generate digits@challenger output=made",
+                               "models promote digits@challenger champion"]),
+        ("s3://runs/model", ["generate s3://runs/model output=made"]),
+    ],
+)  # fmt: skip
+def test_a_model_that_makes_images_is_asked_for_some_after_its_evaluation(order, model, asks):
+    said, labelled = console(), Labelled(records=(), values=None, without_groups=0)
+    config = EvaluateConfig(model=model, dataset="d")
+    evaluate.tell(config, {"loss": 1.0}, labelled, order.head, said)
+    lines = [line for line in said.file.getvalue().splitlines() if line.startswith("next: ")]
+    assert lines == [f"next: farreach {each}" for each in asks]
+    said = console()
+    evaluate.tell(config, {"loss": 1.0}, labelled, ClassifyConfig(classes=("a", "b")), said)
+    assert "generate" not in said.file.getvalue()
