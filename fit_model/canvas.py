@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fit_model import checks
 from fit_model.autoregressive import AutoregressiveConfig
-from fit_model.denoiser import DiffusionConfig
+from fit_model.encoder import EncoderConfig
 from fit_model.groups import Places
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
@@ -80,8 +80,11 @@ def canvas_of(
 
 def known_groups(config: ModelConfig) -> int | None:
     """Stored groups of every image that the model was built for; None where any number will do."""
-    face = cast(DiffusionConfig | AutoregressiveConfig, config.face)
-    if face.num_groups is None or face.latent_position == "coordinate":
+    face = config.face
+    one_number_only = face.latent_position != "coordinate" or (
+        isinstance(face, EncoderConfig) and face.group_token != "none"
+    )
+    if face.num_groups is None or not one_number_only:
         return None
     if isinstance(face, AutoregressiveConfig):
         return face.num_groups // (config.input.group_side_px // face.patch_px) ** 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from fit_model.canvas import known_groups
 from fit_model.flops import num_parameters
 from fit_model.heads import ClassifyConfig
 from fit_model.model import ModelConfig
@@ -25,6 +26,17 @@ def purpose(model: ModelConfig) -> str:
     if isinstance(head, ClassifyConfig):
         return f"Predicts** {head.target}: one of {', '.join(head.classes)}"
     return f"Predicts** numbers: {', '.join(head.targets)}"
+
+
+def size_of(model: ModelConfig) -> str:
+    """How large the images may be."""
+    known = known_groups(model)
+    if known is not None:
+        return f"{known} groups an image, no more and no fewer"
+    if isinstance(model.head, GenerateConfig):
+        rows, columns = model.head.grid_rows, model.head.grid_columns
+        return f"{rows} x {columns} groups an image unless asked for another size"
+    return "any number of groups an image"
 
 
 def model_card(
@@ -51,8 +63,8 @@ FIT {FACES[model.face.kind]} (Far-reaching Interleaved Transformers, arXiv:2305.
 {parameters:,} parameters.
 
 - **{purpose(model)}
-- **Takes** images of {pixels.bands} bands in groups of {pixels.group_side_px} px,
-  patches of {model.face.patch_px} px; any number of groups an image
+- **Images** of {pixels.bands} bands in groups of {pixels.group_side_px} px,
+  patches of {model.face.patch_px} px; {size_of(model)}
 - **Body** layers {trunk.layers}, widths {trunk.width} and {trunk.latent_width},
   {trunk.latents_per_group} latents a group
 - **Trained on** {len(images)} images ({shown} px), dataset digest

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from fit_model.encoder import EncoderConfig
 from fit_model.heads import ClassifyConfig
 from fit_model.models import build
 from jobs import evaluate, generate
+from jobs.card import model_card
 from jobs.evaluate import EvaluateConfig
 from jobs.orders import GenerateConfig, Order, order_of
 from jobs.targets import Labelled
@@ -16,6 +18,8 @@ from jobs.train import model_config
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
 from tests.jobs.small_generating import train_config, write_dataset
+from tests.jobs.small_training import TRUNK
+from tests.jobs.small_training import train_config as encoder_config
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,32 @@ def test_a_model_that_makes_images_is_asked_for_some_after_its_evaluation(order,
     said = console()
     evaluate.tell(config, {"loss": 1.0}, labelled, ClassifyConfig(classes=("a", "b")), said)
     assert "generate" not in said.file.getvalue()
+
+
+LEARNED = {"latent_position": "learned"}
+
+
+@pytest.mark.parametrize(
+    ("face", "changes", "says"),
+    [
+        # the grid of most training images; a group holds 2 x 2 patches of the autoregressive model
+        ("diffusion", {}, "1 x 1 groups an image unless asked for another size"),
+        ("diffusion", LEARNED | {"num_groups": 6}, "6 groups an image, no more and no fewer"),
+        ("autoregressive", LEARNED | {"num_groups": 24}, "6 groups an image, no more"),
+        ("encoder", {}, "any number of groups an image"),
+        ("encoder", LEARNED | {"num_groups": 6}, "6 groups an image, no more and no fewer"),
+        ("encoder", {"group_token": "one_hot", "num_groups": 6}, "6 groups an image, no more"),
+    ],
+)
+def test_a_card_says_how_large_images_may_be(dataset, face, changes, says):
+    opened = open_dataset(dataset)
+    if face == "encoder":
+        config = encoder_config(dataset, model=EncoderConfig(patch_px=4, trunk=TRUNK))
+    else:
+        config = train_config(dataset, face)
+    config = replace(config, model=replace(config.model, **changes))
+    card = model_card(
+        "m", model_config(config, opened), opened, split="train", run_id="r", total_steps=1,
+        metrics={},
+    )  # fmt: skip
+    assert f"- **Images** of 1 bands in groups of 8 px,\n  patches of 4 px; {says}" in card
