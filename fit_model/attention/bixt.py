@@ -106,7 +106,7 @@ class BidirectionalCross(nn.Module):
         if valid is None:
             to_latents = scores.softmax(-1) @ token_value
         else:
-            # The lowest finite score, not -inf: a row of -inf has no softmax, a gradient of NaN.
+            # The lowest finite score, not -inf: no NaN even on the way where nothing is seen.
             unread = ~valid[:, None, None]
             weights = scores.masked_fill(unread, torch.finfo(scores.dtype).min).softmax(-1)
             to_latents = weights.masked_fill(unread, 0.0) @ token_value
