@@ -75,9 +75,12 @@ def attend(golden: Golden, rotary: Rotary | None) -> Arrays:
     inputs, weights = input_leaves(golden), weight_leaves(golden)
     if "x" not in inputs:
         raise ValueError(f"inputs: x is missing; there are: {', '.join(golden.inputs)}")
-    own = as_heads(weights, module)
+    filled = dict(weights)
+    if not golden.config.get("qkv_bias", True):
+        filled.setdefault("qkv.bias", torch.zeros(3 * width, dtype=torch.float64))
+    own = as_heads(filled, module)
     outputs = {"y": functional_call(module, own, (inputs["x"], inputs["x"]), strict=True)}
-    outputs |= turned(inputs["x"], weights, rotary=rotary, heads=heads)
+    outputs |= turned(inputs["x"], filled, rotary=rotary, heads=heads)
     return answer(golden, outputs, inputs=inputs, weights=weights)
 
 
