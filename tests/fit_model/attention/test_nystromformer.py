@@ -205,3 +205,10 @@ def test_a_causal_place_is_refused():
 def test_settings_that_cannot_be_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         NystromformerConfig(**settings)
+
+
+def test_fewer_seen_tokens_than_landmarks_are_a_landmark_each():
+    x, model = sequences(9, 6), mixer(3, landmarks=5)
+    seen = torch.tensor([0, 1, 0, 0, 0, 0, 0, 1, 0], dtype=torch.bool)
+    found = model(x, seen[None, None, None])[:, seen]
+    torch.testing.assert_close(found, model(x[:, seen]), atol=1e-10, rtol=0)
