@@ -187,3 +187,18 @@ def test_a_filter_starts_as_no_bias_and_can_leave_it():
     assert not mixer.position_bias.raw.grad.any()
     assert mixer.position_bias.gamma.grad.all()
     assert mixer.position_bias.beta.grad.all()
+
+
+def test_sums_over_tokens_are_in_float32_in_whatever_precision_the_layer_runs(monkeypatch):
+    mixer = form("conv, one head", 63)
+    inside = []
+
+    def mix(key, value):
+        inside.append((key.dtype, value.dtype, torch.is_autocast_enabled("cpu")))
+        return value
+
+    monkeypatch.setattr(mixer, "mix", mix)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixer(torch.randn(2, 63, WIDTH))
+    mixer.bfloat16()(torch.randn(2, 63, WIDTH).bfloat16())
+    assert inside == [(torch.float32, torch.float32, False)] * 2
