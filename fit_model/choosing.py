@@ -42,8 +42,8 @@ class DecodingConfig:
         checks.finite(temperature=(self.temperature,), guidance=(self.guidance,))
         if self.temperature < 0.0 or 0.0 < self.temperature < SMALLEST_TEMPERATURE:
             raise ValueError(
-                f"temperature is {self.temperature}: 0 takes the likeliest level, 1 is the model's "
-                "own distribution"
+                f"temperature is {self.temperature}: it must be at least 0; 0 takes the likeliest "
+                "level, 1 is the model's own distribution"
             )
         if self.guidance < 0.0:
             raise ValueError(f"guidance is {self.guidance}: 0 is none, larger obeys the label more")

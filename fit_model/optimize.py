@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-UNDECAYED = ("bias", "gain")
+UNDECAYED = ("bias", "gain", "temperature", "layer_scale")
 """How the names end of parameters that shift or scale."""
 
 

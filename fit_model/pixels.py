@@ -102,9 +102,11 @@ def require_range(source: Shaped[Tensor, "*p"], *, config: GenerateConfig) -> No
     values = source if source.is_floating_point() else source.to(torch.int32)
     outside = ~((values >= low) & (values <= high))
     if outside.any():
+        found = values[outside]
+        held = f", and there are pixels from {values.min():g} to {values.max():g}"
         raise ValueError(
-            f"a pixel is {values[outside][0]:g}, outside {config.pixel_low:g} to "
-            f"{config.pixel_high:g}: set target.pixel_range to what the images hold"
+            f"a pixel is {found[0]:g}, outside {config.pixel_low:g} to {config.pixel_high:g}"
+            f"{'' if found.isnan().any() else held}: set target.pixel_range to what all images hold"
         )
 
 

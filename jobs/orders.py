@@ -28,13 +28,13 @@ class CompleteConfig:
 
     dataset: str
     split: str = "test"
-    groups: int
-    """Patches that are kept of every image, in the order in which the model draws them: a group of
-    an autoregressive model is one patch."""
+    patches: int
+    """How many of model.patch_px are kept of every image, in the order in which the model draws
+    them; the rest is drawn."""
 
     def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise ValueError(f"complete.groups {self.groups} must be at least 1")
+        if self.patches < 1:
+            raise ValueError(f"complete.patches {self.patches} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,14 +191,14 @@ def _completed(
     records = labelled.records[: config.num_images]
     across = model.config.input.group_side_px // model.config.face.patch_px
     for record in records:
-        _require_rest(record, complete.groups, patches=len(record.groups) * across**2)
+        _require_rest(record, complete.patches, patches=len(record.groups) * across**2)
     targets = None if labelled.values is None else labelled.values[: len(records)]
     return Order(
         request=Completing(
             targets=targets,
             dataset=str(Location.of(complete.dataset)),
             records=records,
-            patches=complete.groups,
+            patches=complete.patches,
             **common,
         ),
         head=head,
@@ -216,7 +216,7 @@ def _require_rest(record: ImageRecord, kept: int, *, patches: int) -> None:
         )
     if kept >= patches:
         raise ValueError(
-            f"complete.groups {kept} leaves nothing to draw: image {record.image_id!r} has "
+            f"complete.patches {kept} leaves nothing to draw: image {record.image_id!r} has "
             f"{patches} patches"
         )
 

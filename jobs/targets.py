@@ -111,7 +111,7 @@ def _generate_config(target: GenerateTarget, dataset: Dataset, *, split: str) ->
             f"pixels are {dtype}: say between which values they lie, as target.pixel_range=[0,1]"
         )
     if target.label is not None:
-        _require(dataset, target.label, kind="class")
+        _require_classes(dataset, target.label)
     grids = Counter((record.grid_rows, record.grid_columns) for record in _seen(dataset, split))
     (rows, columns), _ = grids.most_common(1)[0]
     return GenerateConfig(
@@ -129,7 +129,8 @@ def _require_whole_groups(records: list[ImageRecord], *, side_px: int) -> None:
     for record in records:
         if record.height_px % side_px or record.width_px % side_px:
             raise ValueError(
-                f"image {record.image_id!r} is {record.height_px} x {record.width_px} px, which "
+                f"image {record.image_id!r} is {record.height_px} px high and "
+                f"{record.width_px} px wide, which "
                 f"groups of {side_px} px do not divide, and a model that makes images would learn "
                 "the rest as picture: crop it, or preprocess with another grouping.group_side_px"
             )
@@ -153,6 +154,16 @@ def _require(dataset: Dataset, label: str, *, kind: str) -> None:
         if kind == "class":
             remedy = f"regress, or preprocess with class_labels=[{label}]"
         raise ValueError(f"label {label!r} holds a {columns[label]}: use target.kind={remedy}")
+
+
+def _require_classes(dataset: Dataset, label: str) -> None:
+    """Images are asked for by classes: there is no other kind of target to suggest."""
+    if dataset.info.label_columns.get(label) == "number":
+        raise ValueError(
+            f"label {label!r} holds a number, and images are asked for by classes: "
+            f"preprocess with class_labels=[{label}]"
+        )
+    _require(dataset, label, kind="class")
 
 
 def _class_index(record: ImageRecord, head: ClassifyConfig | GenerateConfig) -> int:

@@ -51,9 +51,9 @@ def write_dataset(folder: Path) -> str:
         split = "train" if number < TRAINING_IMAGES else "test"
         name = f"{split}-{number:02d}"
         write_raster(folder / "images" / f"{name}.tif", pixels)
-        rows.append([name, kind, split])
+        rows.append([name, kind, low, split])
     with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["image", "kind", "split"], *rows])
+        csv.writer(file).writerows([["image", "kind", "shade", "split"], *rows])
     preprocess(
         PreprocessConfig(
             sources=str(folder / "images"),

@@ -99,14 +99,19 @@ def test_chance_is_another_one_for_every_image_and_step():
 def test_images_that_groups_do_not_divide_are_refused_by_name(tiny_dataset):
     opened = open_dataset(tiny_dataset)
     head = head_config(GenerateTarget(), opened, split="train")
-    with pytest.raises(ValueError, match=r"'train-01' is 20 x 40 px, which groups of 16 px do not"):
+    said = "'train-01' is 20 px high and 40 px wide, which groups of 16 px do not divide"
+    with pytest.raises(ValueError, match=said):
         read_labelled(opened, head, split="train")
 
 
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        (GenerateTarget(label="knd"), "no label 'knd'; its labels: kind"),
+        (GenerateTarget(label="knd"), "no label 'knd'; its labels: kind, shade"),
+        (
+            GenerateTarget(label="shade"),
+            r"a number, and .*: preprocess with class_labels=\[shade\]",
+        ),
         (GenerateTarget(pixel_range=(16.0, 0.0)), r"pixel_low 16.0 must lie below pixel_high 0.0"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_batch_holds_no_more_pixels_than_stated(
 
 def test_of_images_to_complete_the_largest_counts(model, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(canvas, "PIXELS_A_BATCH", 2 * 256)
-    complete = CompleteConfig(dataset=dataset, split="train", groups=1)
+    complete = CompleteConfig(dataset=dataset, split="train", patches=1)
     config = GenerateConfig(model="m", output="o", complete=complete)
     assert drawn_together(model, config, tmp_path / "images", monkeypatch) == 2
 

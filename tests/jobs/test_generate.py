@@ -136,7 +136,7 @@ def test_a_model_without_labels_makes_as_many_images_as_asked(dataset):
 @pytest.mark.parametrize("order", ["snake", "raster"])
 def test_completed_images_begin_as_those_of_the_dataset(dataset, order):
     model = made_model(dataset, "autoregressive", order=order)
-    complete = CompleteConfig(dataset=dataset, split="train", groups=2)
+    complete = CompleteConfig(dataset=dataset, split="train", patches=2)
     config = sampled(model, num_images=4, complete=complete)
     found = order_of(model, config)
     assert found.begun == ("train-00", "train-01", "train-02", "train-03")
@@ -162,7 +162,7 @@ def test_completed_images_begin_as_those_of_the_dataset(dataset, order):
         ("diffusion", {"classes": ("dark", "dark")}, "classes dark, dark: name each once"),
         ("diffusion", {"autoregressive": DecodingConfig(top_p=0.5)}, "autoregressive.top_p is for"),
         ("autoregressive", {"diffusion": SamplingConfig(steps=9)}, "begin with autoregressive."),
-        ("diffusion", {"complete": CompleteConfig(dataset="d", groups=1)}, "only autoregressive"),
+        ("diffusion", {"complete": CompleteConfig(dataset="d", patches=1)}, "only autoregressive"),
     ],
 )
 def test_what_a_model_cannot_do_is_refused(dataset, face, change, says):
@@ -183,14 +183,14 @@ def test_labels_are_refused_by_a_model_that_knows_none(dataset, change, says):
 
 
 @pytest.mark.parametrize(
-    ("split", "groups", "says"),
+    ("split", "patches", "says"),
     [
-        ("train", 4, "groups 4 leaves nothing to draw: image 'train-00' has 4 patches"),
+        ("train", 4, "patches 4 leaves nothing to draw: image 'train-00' has 4 patches"),
         ("tset", 1, "split 'tset' has no images"),
     ],
 )
-def test_a_completion_that_leaves_nothing_to_draw_is_refused(dataset, split, groups, says):
-    complete = CompleteConfig(dataset=dataset, split=split, groups=groups)
+def test_a_completion_that_leaves_nothing_to_draw_is_refused(dataset, split, patches, says):
+    complete = CompleteConfig(dataset=dataset, split=split, patches=patches)
     with pytest.raises(ValueError, match=says):
         order_of(made_model(dataset, "autoregressive"), settings(complete=complete))
 
