@@ -27,7 +27,7 @@ from fit_model.body import Trunk, TrunkConfig
 from fit_model.groups import Places
 from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
-from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, table
+from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, check_positions, table
 from fit_model.recompute import CHECKPOINTING
 from fit_model.shapes import DataTokens, Latents
 from fit_model.subpixels import ORDERS, Levels, number_in_order, shifted
@@ -66,8 +66,12 @@ class AutoregressiveConfig:
         checks.one_of(ORDERS, order=self.order)
         checks.one_of(("shared", "separate"), embedding=self.embedding)
         checks.one_of(("learned", "none"), output_bias=self.output_bias)
-        checks.one_of(TOKEN_POSITIONS, token_position=self.token_position)
-        checks.one_of(LATENT_POSITIONS, latent_position=self.latent_position)
+        check_positions(
+            token_position=self.token_position,
+            latent_position=self.latent_position,
+            num_groups=self.num_groups,
+            counted="patches",
+        )
         checks.rate(label_dropout=self.label_dropout)
         if not 2 <= self.num_levels <= 65536:
             raise ValueError(f"num_levels is {self.num_levels}: take 2 to 65536")
@@ -75,13 +79,6 @@ class AutoregressiveConfig:
             raise ValueError(
                 f"trunk.local_operator {self.trunk.local_operator!r} has no causal form, which an "
                 f"autoregressive model needs: choose one of {', '.join(CAUSAL_OPERATORS)}"
-            )
-        if self.num_groups is not None:
-            checks.positive(num_groups=self.num_groups)
-        elif self.latent_position != "coordinate":
-            raise ValueError(
-                f"latent_position {self.latent_position!r} needs num_groups, the patches of every "
-                "image; or take 'coordinate'"
             )
 
 

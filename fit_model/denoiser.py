@@ -23,7 +23,12 @@ from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, dense, layer_norm
 from fit_model.layout import ImageLayout
 from fit_model.noise import PREDICTIONS, schedule
-from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, sin_cos
+from fit_model.positions import (
+    LATENT_POSITIONS,
+    TOKEN_POSITIONS,
+    check_positions,
+    sin_cos,
+)
 from fit_model.shapes import Context, Latents, Patches
 from fit_model.tokens import Stem
 
@@ -64,8 +69,12 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         checks.positive(patch_px=self.patch_px)
         checks.one_of(("diffusion",), kind=self.kind)
-        checks.one_of(TOKEN_POSITIONS, token_position=self.token_position)
-        checks.one_of(LATENT_POSITIONS, latent_position=self.latent_position)
+        check_positions(
+            token_position=self.token_position,
+            latent_position=self.latent_position,
+            num_groups=self.num_groups,
+            counted="groups",
+        )
         checks.one_of(("none", "causal"), latent_mask=self.latent_mask)
         checks.one_of(PREDICTIONS, prediction=self.prediction)
         checks.one_of(("eps", "x"), loss=self.loss)
@@ -79,13 +88,6 @@ class DiffusionConfig:
             )
         if not 0.0 < self.input_scale < float("inf"):
             raise ValueError(f"input_scale is {self.input_scale}: it must be above 0")
-        if self.num_groups is not None:
-            checks.positive(num_groups=self.num_groups)
-        elif self.latent_position != "coordinate":
-            raise ValueError(
-                f"latent_position {self.latent_position!r} needs num_groups, the groups of every "
-                "image; or take 'coordinate'"
-            )
         if self.trunk.latent_width < 2 * TIME_SHARE:
             raise ValueError(
                 f"latent_width {self.trunk.latent_width} is too narrow for the code of the noise "

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fit_model import checks
 from fit_model.groups import Places
 from fit_model.shapes import DataTokens, Latents
 
@@ -183,3 +184,18 @@ LATENT_POSITIONS: dict[str, Callable[..., nn.Module]] = {
     "sin_cos_2d": SinCos2dLatents,
     "coordinate": CoordinateLatents,
 }
+
+
+def check_positions(
+    *, token_position: str, latent_position: str, num_groups: int | None, counted: str
+) -> None:
+    """Refuse unknown positions, and latents that know one number of groups without that number."""
+    checks.one_of(TOKEN_POSITIONS, token_position=token_position)
+    checks.one_of(LATENT_POSITIONS, latent_position=latent_position)
+    if num_groups is not None:
+        checks.positive(num_groups=num_groups)
+    elif latent_position != "coordinate":
+        raise ValueError(
+            f"latent_position {latent_position!r} needs num_groups, the {counted} of every image; "
+            "or take 'coordinate'"
+        )

@@ -168,6 +168,8 @@ def describe(config_class: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[s
     for field in dataclasses.fields(config_class):
         below = (*place, field.name)
         kinds = _dataclasses_of(hints[field.name])
+        if kinds and type(None) in typing.get_args(hints[field.name]):
+            yield ".".join(below), "null"
         for each in kinds:
             yield from describe(each, below)
         if not kinds:

@@ -221,6 +221,19 @@ def test_what_is_described_is_what_can_be_set_with_its_default():
     assert job == Job(tiling=Tiling(side_px=3))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Optional:
+    tiling: Tiling | None = None
+
+
+def test_settings_that_may_be_left_out_together_are_described_as_none():
+    described = dict(describe(Optional))
+    assert described == {
+        "tiling": "null", "tiling.side_px": "required", "tiling.share": "0.5"
+    }  # fmt: skip
+    assert load(Optional, None) == Optional()
+
+
 def test_a_missing_setting_and_a_misplaced_one_are_named_in_full():
     with pytest.raises(UserError, match=r"setting 'tiling\.side_px' is missing"):
         load(Job, None)
