@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.attention.operators import CAUSAL_OPERATORS
-from fit_model.body import Trunk, TrunkConfig
+from fit_model.attention.mixers import require_causal, require_softmax
+from fit_model.attention.place import Place
+from fit_model.body import Reach, Trunk, TrunkConfig
 from fit_model.groups import Places
 from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
@@ -75,11 +76,13 @@ class AutoregressiveConfig:
         checks.rate(label_dropout=self.label_dropout)
         if not 2 <= self.num_levels <= 65536:
             raise ValueError(f"num_levels is {self.num_levels}: take 2 to 65536")
-        if self.trunk.local_operator not in CAUSAL_OPERATORS:
-            raise ValueError(
-                f"trunk.local_operator {self.trunk.local_operator!r} has no causal form, which an "
-                f"autoregressive model needs: choose one of {', '.join(CAUSAL_OPERATORS)}"
-            )
+        require_causal(self.trunk.local_operator, setting="trunk.local_operator")
+        require_softmax(self.trunk.global_operator, setting="trunk.global_operator")
+
+    def reach(self, num_tokens: int) -> Reach:
+        """Who sees whom, when a patch has so many sub-pixels."""
+        local = Place(num_tokens=num_tokens, causal="tokens")
+        return Reach(flow="causal", latent_mask="causal", local=local)
 
 
 class Vocabulary(nn.Module):
@@ -120,7 +123,7 @@ class Decoder(nn.Module):
             latents_per_group=trunk.latents_per_group,
             width=trunk.latent_width,
         )
-        self.trunk = Trunk(trunk, flow="causal", latent_mask="causal")
+        self.trunk = Trunk(trunk, reach=config.reach(num_tokens))
         self.token_norm = layer_norm(trunk.width)
         self.read_out = (
             Vocabulary(num_levels=config.num_levels, width=trunk.width)

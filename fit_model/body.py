@@ -9,6 +9,7 @@ The layer string "(2)4(2)" says: 2 local, read, 4 global, write, 2 local. The la
 writes; without global layers it does not read either.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from torch import nn
 
 from fit_model import checks
 from fit_model.attention.chunks import InChunks
+from fit_model.attention.mixers import build_mixer, is_softmax, read_operator, require_softmax
 from fit_model.attention.operators import CAUSAL_OPERATORS, OPERATORS
-from fit_model.layers import KEY_NORMS, CrossLayer, FeedForwardLayer, SelfLayer
+from fit_model.attention.place import Place
+from fit_model.layers import KEY_NORMS, CrossLayer, FeedForwardLayer, SelfHeads, SelfLayer
 from fit_model.layout import ImageLayout
 from fit_model.moves import Across, Condition, Local, Read, Skip, Write, WriteFromBefore
 from fit_model.recompute import CHECKPOINTING, GROUPWISE
@@ -30,6 +33,21 @@ LatentMask = Literal["none", "causal"]
 Flow = Literal["open", "conditioned", "causal"]
 """Who sees whom. "open": the encoder. "conditioned": latents also read a context, after the data.
 "causal": no token sees a later one, and groups read the latents of the group before them."""
+
+
+ANYWHERE = Place()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Who sees whom, and how long the sequences are in which they do."""
+
+    flow: Flow = "open"
+    latent_mask: LatentMask = "none"
+    local: Place = ANYWHERE
+    """Of the data tokens of a group."""
+    across: Place = ANYWHERE
+    """Of the latents of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +90,9 @@ class TrunkConfig:
     latent_heads: int
     mlp_ratio: int = 4
     local_operator: str = "softmax"
+    """How data tokens of a group are mixed: see `attention.mixers`; as "linformer@rank=16"."""
     global_operator: str = "softmax"
+    """How the latents of an image are mixed."""
     dropout: float = 0.0
     """Inside the feed-forwards of local and global layers."""
     drop_path: float = 0.0
@@ -105,8 +125,8 @@ class TrunkConfig:
         if min(self.width, self.latent_width) < min(self.heads, self.latent_heads):
             raise ValueError("read and write have more heads than channels: use fewer heads")
         checks.rate(dropout=self.dropout, drop_path=self.drop_path)
-        checks.one_of(OPERATORS, local_operator=self.local_operator)
-        checks.one_of(OPERATORS, global_operator=self.global_operator)
+        read_operator(self.local_operator, setting="local_operator")
+        read_operator(self.global_operator, setting="global_operator")
         checks.one_of(("attention", "none"), local_mixing=self.local_mixing)
         checks.one_of(("nothing", "feed_forward"), after_exchange=self.after_exchange)
         checks.one_of(KEY_NORMS, key_norm=self.key_norm)
@@ -126,16 +146,15 @@ class Block(nn.Module):
         config: TrunkConfig,
         plan: BlockPlan,
         *,
-        flow: Flow,
-        latent_mask: LatentMask,
+        reach: Reach,
         writes: bool,
     ) -> None:
         super().__init__()
         run, groupwise = CHECKPOINTING[config.checkpointing], GROUPWISE[config.checkpointing]
-        local = [local_layer(config, flow=flow) for _ in range(plan.num_local)]
-        across = [global_layer(config, latent_mask=latent_mask) for _ in range(plan.num_across)]
-        make_write = WriteFromBefore if flow == "causal" else Write
-        conditioned = across and flow == "conditioned"
+        local = [local_layer(config, reach=reach) for _ in range(plan.num_local)]
+        across = [global_layer(config, reach=reach) for _ in range(plan.num_across)]
+        make_write = WriteFromBefore if reach.flow == "causal" else Write
+        conditioned = across and reach.flow == "conditioned"
         self.local = Local(local, run=groupwise) if local else Skip()
         self.read = Read(**reading(config), run=groupwise) if across else Skip()
         self.condition = Condition(condition_layer(config), run=run) if conditioned else Skip()
@@ -175,34 +194,55 @@ def condition_layer(config: TrunkConfig) -> CrossLayer:
     return CrossLayer(query_width=width, key_width=width, heads=heads, key_norm=config.key_norm)
 
 
-def local_layer(config: TrunkConfig, *, flow: Flow) -> SelfLayer | FeedForwardLayer:
+def local_layer(config: TrunkConfig, *, reach: Reach) -> SelfLayer | FeedForwardLayer:
     """A layer of the data stream."""
-    rates = {"dropout": config.dropout, "drop_path": config.drop_path}
+    common: dict[str, Any] = {
+        "width": config.width,
+        "mlp_ratio": config.mlp_ratio,
+        "dropout": config.dropout,
+        "drop_path": config.drop_path,
+    }
     if config.local_mixing == "none":
-        return FeedForwardLayer(width=config.width, mlp_ratio=config.mlp_ratio, **rates)
-    operators = CAUSAL_OPERATORS if flow == "causal" else OPERATORS
-    return SelfLayer(
-        width=config.width,
-        heads=config.heads,
-        attend=operators[config.local_operator],
-        mlp_ratio=config.mlp_ratio,
-        **rates,
-    )
+        return FeedForwardLayer(**common)
+    operator, width, heads = config.local_operator, config.width, config.heads
+    if is_softmax(operator):
+        operators = CAUSAL_OPERATORS if reach.flow == "causal" else OPERATORS
+        mixer: nn.Module = SelfHeads(width=width, heads=heads, attend=operators[operator])
+    else:
+        mixer = build_mixer(operator, width=width, heads=heads, place=reach.local)
+    return SelfLayer(mixer=mixer, **common)
 
 
-def global_layer(config: TrunkConfig, *, latent_mask: LatentMask) -> SelfLayer:
+def global_layer(config: TrunkConfig, *, reach: Reach) -> SelfLayer:
     """A layer of the latent stream."""
-    attend = OPERATORS[config.global_operator]
-    if latent_mask == "causal":
-        attend = InChunks(attend=attend, chunk=config.latents_per_group)
+    operator, width, heads = config.global_operator, config.latent_width, config.latent_heads
+    if is_softmax(operator):
+        attend = OPERATORS[operator]
+        if reach.latent_mask == "causal":
+            attend = InChunks(attend=attend, chunk=config.latents_per_group)
+        mixer: nn.Module = SelfHeads(width=width, heads=heads, attend=attend)
+    else:
+        mixer = build_mixer(operator, width=width, heads=heads, place=reach.across)
     return SelfLayer(
-        width=config.latent_width,
-        heads=config.latent_heads,
-        attend=attend,
+        width=width,
+        mixer=mixer,
         mlp_ratio=config.mlp_ratio,
         dropout=config.dropout,
         drop_path=config.drop_path,
     )
+
+
+def square_place(num_tokens: int, *, prefix: int = 0) -> Place:
+    """Of the patches of a group, which lie in a square, after so many other tokens."""
+    side = math.isqrt(num_tokens)
+    grid = (side, side) if side * side == num_tokens else None
+    return Place(num_tokens=prefix + num_tokens, grid=grid, prefix=prefix)
+
+
+def latents_place(config: TrunkConfig, *, num_groups: int | None) -> Place:
+    """Of the latents of an image, for models that know how many groups an image has at most."""
+    known = None if num_groups is None else num_groups * config.latents_per_group
+    return Place(num_tokens=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,13 +261,12 @@ class Trunk(nn.Module):
         a read or a write 2a (M e + L d + L m).
     """
 
-    def __init__(
-        self, config: TrunkConfig, *, flow: Flow = "open", latent_mask: LatentMask = "none"
-    ) -> None:
+    def __init__(self, config: TrunkConfig, *, reach: Reach) -> None:
         super().__init__()
         plans = config.blocks
-        kind: dict[str, Any] = {"flow": flow, "latent_mask": latent_mask}
-        blocks = [Block(config, plan, writes=plan is not plans[-1], **kind) for plan in plans]
+        if reach.latent_mask == "causal":
+            require_softmax(config.global_operator, setting="global_operator")
+        blocks = [Block(config, plan, reach=reach, writes=plan is not plans[-1]) for plan in plans]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
 
     def forward(

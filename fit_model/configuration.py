@@ -56,7 +56,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and type(value) in (int, float):
         with suppress(OverflowError):  # a whole number of hundreds of digits
             return float(value)
-    if hint in (int, str) and type(value) is hint:
+    if hint in (bool, int, str) and type(value) is hint:
         return value
     raise ValueError(f"{where} is {value!r}: {_wanted(hint)} is wanted")
 
@@ -78,5 +78,5 @@ def _choice(options: tuple[Any, ...], value: Any, where: str) -> Any:
 def _wanted(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(repr(option) for option in typing.get_args(hint))
-    names = {int: "a whole number", float: "a number", str: "text"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return names.get(hint, "a list")

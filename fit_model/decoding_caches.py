@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fit_model.autoregressive import Decoder
 from fit_model.body import Block
 from fit_model.groups import Places
-from fit_model.layers import FeedForwardLayer, Positions, SelfLayer
+from fit_model.layers import FeedForwardLayer, Positions, SelfHeads, SelfLayer
 from fit_model.moves import Exchange, Stack
 from fit_model.shapes import DataTokens, Latents
 from fit_model.subpixels import take
@@ -64,7 +64,7 @@ class LayerCache:
 
     def __call__(self, x: Positions) -> Positions:
         """The next positions after this layer; they see all those before."""
-        heads = self.layer.attention
+        heads = cast(SelfHeads, self.layer.attention)
         normed = self.layer.norm(x)
         key, value = heads.keys_and_values(normed)
         x = x + heads.mix(normed, self.key.add(key), self.value.add(value))
@@ -76,13 +76,35 @@ class LayerCache:
         self.value.forget()
 
 
-def caches(move: nn.Module, *, capacity: int) -> list[LayerCache | FeedForwardLayer]:
+class Again:
+    """A layer of another operator than softmax: run on all positions of the patch so far."""
+
+    def __init__(self, layer: SelfLayer, *, capacity: int) -> None:
+        self.layer = layer
+        self.positions = Kept(axis=1, capacity=capacity)
+
+    def __call__(self, x: Positions) -> Positions:
+        """The next positions after this layer; they see all those before."""
+        return self.layer(self.positions.add(x))[:, -x.shape[1] :]
+
+    def forget(self) -> None:
+        """A new sequence begins."""
+        self.positions.forget()
+
+
+def cache(layer: SelfLayer, *, capacity: int) -> LayerCache | Again:
+    """What a layer remembers of the positions it has seen."""
+    softmax = isinstance(layer.attention, SelfHeads)
+    return (LayerCache if softmax else Again)(layer, capacity=capacity)
+
+
+def caches(move: nn.Module, *, capacity: int) -> list[LayerCache | Again | FeedForwardLayer]:
     """The layers of a move; those in which positions see each other remember them."""
     if not isinstance(move, Stack):
         return []
     layers = cast(Sequence[SelfLayer | FeedForwardLayer], move.layers)
     return [
-        LayerCache(layer, capacity=capacity) if isinstance(layer, SelfLayer) else layer
+        cache(layer, capacity=capacity) if isinstance(layer, SelfLayer) else layer
         for layer in layers
     ]
 
@@ -145,7 +167,7 @@ class BlockCache:
         """The next patch begins; its tokens see those of this one no more."""
         self.tokens.forget()
         for layer in self.local:
-            if isinstance(layer, LayerCache):
+            if isinstance(layer, LayerCache | Again):
                 layer.forget()
 
 

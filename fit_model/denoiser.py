@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.body import LatentMask, Trunk, TrunkConfig
+from fit_model.body import LatentMask, Reach, Trunk, TrunkConfig, latents_place, square_place
 from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, dense, layer_norm
 from fit_model.layout import ImageLayout
@@ -94,6 +94,15 @@ class DiffusionConfig:
                 f"level: take at least {2 * TIME_SHARE}"
             )
 
+    def reach(self, num_tokens: int) -> Reach:
+        """Who sees whom, when a group has so many patches."""
+        return Reach(
+            flow="conditioned",
+            latent_mask=self.latent_mask,
+            local=square_place(num_tokens),
+            across=latents_place(self.trunk, num_groups=self.num_groups),
+        )
+
 
 class TimeToken(nn.Module):
     """One token an image that says how much signal it has."""
@@ -165,7 +174,7 @@ class Denoiser(nn.Module):
         self.time = TimeToken(trunk.latent_width)
         self.classes = dense(num_classes, trunk.latent_width) if num_classes else None
         self.before = LatentsBefore(trunk) if config.self_conditioning == "latent" else None
-        self.trunk = Trunk(trunk, flow="conditioned", latent_mask=config.latent_mask)
+        self.trunk = Trunk(trunk, reach=config.reach(num_tokens))
         self.token_norm = layer_norm(trunk.width)
         self.project = dense(trunk.width, inputs)
 

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.body import LatentMask, Streams, Trunk, TrunkConfig
+from fit_model.body import (
+    LatentMask,
+    Reach,
+    Streams,
+    Trunk,
+    TrunkConfig,
+    latents_place,
+    square_place,
+)
 from fit_model.groups import Places
 from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
@@ -57,6 +65,14 @@ class EncoderConfig:
                 f"latent_position {self.latent_position!r} with group_token {self.group_token!r} "
                 "needs num_groups, the groups of every image; or take 'coordinate' and 'none'"
             )
+
+    def reach(self, num_tokens: int) -> Reach:
+        """Who sees whom, when a group has so many patches."""
+        return Reach(
+            latent_mask=self.latent_mask,
+            local=square_place(num_tokens, prefix=int(self.group_token == "one_hot")),
+            across=latents_place(self.trunk, num_groups=self.num_groups),
+        )
 
 
 class GroupToken(nn.Module):
@@ -117,7 +133,7 @@ class Encoder(nn.Module):
             latents_per_group=trunk.latents_per_group,
             width=trunk.latent_width,
         )
-        self.trunk = Trunk(trunk, latent_mask=config.latent_mask)
+        self.trunk = Trunk(trunk, reach=config.reach(num_tokens))
         self.token_norm = layer_norm(trunk.width)
         self.latent_norm = layer_norm(trunk.latent_width)
 

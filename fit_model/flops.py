@@ -17,8 +17,13 @@ images are left out.
 from collections.abc import Sequence
 from typing import cast
 
+import torch
+from torch import nn
+
+from fit_model.attention.mixers import build_mixer, is_softmax
+from fit_model.attention.place import Place
 from fit_model.autoregressive import AutoregressiveConfig
-from fit_model.body import Flow, TrunkConfig
+from fit_model.body import Reach, TrunkConfig
 from fit_model.denoiser import TIME_SHARE, DiffusionConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.heads import PredictConfig
@@ -38,17 +43,21 @@ def forward_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
     if isinstance(face, AutoregressiveConfig):
         n, chunks = config.patch_channels, [count * patches for count in groups_per_image]
         ends = tokens * trunk.width * face.num_levels
-        return ends + sum(_trunk_macs(trunk, n, count) for count in chunks)
+        return ends + sum(_trunk_macs(trunk, n, count, reach=face.reach(n)) for count in chunks)
     ends = tokens * config.patch_channels * trunk.width
     if isinstance(face, DiffusionConfig):
         context = 1 + (_num_classes(config) > 0)
         return 2 * ends + sum(
-            _trunk_macs(trunk, patches, count, context=context) for count in groups_per_image
+            _trunk_macs(trunk, patches, count, reach=face.reach(patches), context=context)
+            for count in groups_per_image
         )
     named = face.group_token != "none"
     if named:
         ends += groups * (face.num_groups or 0) * trunk.width
-    return ends + sum(_trunk_macs(trunk, patches + named, count) for count in groups_per_image)
+    reach = face.reach(patches)
+    return ends + sum(
+        _trunk_macs(trunk, patches + named, count, reach=reach) for count in groups_per_image
+    )
 
 
 def training_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
@@ -66,14 +75,17 @@ def _num_classes(config: ModelConfig) -> int:
     return len(cast(GenerateConfig, config.head).classes)
 
 
-def _trunk_macs(trunk: TrunkConfig, num_tokens: int, groups: int, *, context: int = 0) -> int:
+def _trunk_macs(
+    trunk: TrunkConfig, num_tokens: int, groups: int, *, reach: Reach, context: int = 0
+) -> int:
     d, e = trunk.width, trunk.latent_width
     tokens, latents = groups * num_tokens, groups * trunk.latents_per_group
-    dense = 4 + 2 * trunk.mlp_ratio
-    local = tokens * (dense * d * d + 2 * num_tokens * d)
-    if trunk.local_mixing == "none":
-        local = tokens * 2 * trunk.mlp_ratio * d * d
-    across = latents * dense * e * e + 2 * latents * latents * e
+    local = tokens * 2 * trunk.mlp_ratio * d * d
+    if trunk.local_mixing == "attention":
+        local += _mixing_macs(trunk.local_operator, d, trunk.heads, tokens, num_tokens, reach.local)
+    across = latents * 2 * trunk.mlp_ratio * e * e + _mixing_macs(
+        trunk.global_operator, e, trunk.latent_heads, latents, latents, reach.across
+    )
     heads = min(trunk.heads, trunk.latent_heads)
     inner = heads * (min(d, e) // heads)
     exchange = 2 * inner * (latents * e + tokens * d + tokens * trunk.latents_per_group)
@@ -87,6 +99,23 @@ def _trunk_macs(trunk: TrunkConfig, num_tokens: int, groups: int, *, context: in
         + reads * condition
         + (after if trunk.after_exchange == "feed_forward" else 0)
     )
+
+
+def _mixing_macs(
+    operator: str, width: int, heads: int, positions: int, length: int, place: Place
+) -> int:
+    """Of a layer without its feed-forward; of other operators than softmax, linear layers only."""
+    if is_softmax(operator):
+        return positions * (4 * width * width + 2 * length * width)
+    mixer = _on_meta(operator, width=width, heads=heads, place=place)
+    linear = [each.weight.numel() for each in mixer.modules() if isinstance(each, nn.Linear)]
+    return positions * sum(linear)
+
+
+def _on_meta(operator: str, *, width: int, heads: int, place: Place) -> nn.Module:
+    """A mixer without memory for its weights."""
+    with torch.device("meta"):
+        return build_mixer(operator, width=width, heads=heads, place=place)
 
 
 def num_parameters(config: ModelConfig) -> int:
@@ -116,7 +145,7 @@ def encoder_parameters(face: EncoderConfig, *, num_tokens: int, inputs: int) -> 
     total = inputs * d + 3 * d + 2 * d + 2 * e + _positions(face, num_tokens)
     if face.group_token != "none":
         total += (face.num_groups or 0) * d + 3 * d
-    return total + _trunk_parameters(face.trunk, flow="open")
+    return total + _trunk_parameters(face.trunk, reach=face.reach(num_tokens))
 
 
 def denoiser_parameters(
@@ -129,7 +158,7 @@ def denoiser_parameters(
     total += num_classes * e + e if num_classes else 0
     if face.self_conditioning == "latent":
         total += _feed_forward(e, ratio) + 2 * e
-    return total + _trunk_parameters(face.trunk, flow="conditioned")
+    return total + _trunk_parameters(face.trunk, reach=face.reach(num_tokens))
 
 
 def decoder_parameters(face: AutoregressiveConfig, *, num_tokens: int, num_classes: int) -> int:
@@ -137,7 +166,8 @@ def decoder_parameters(face: AutoregressiveConfig, *, num_tokens: int, num_class
     d, levels = face.trunk.width, face.num_levels
     total = levels * d * (2 if face.embedding == "separate" else 1) + 2 * d + num_classes * d
     total += levels if face.output_bias == "learned" else 0
-    return total + _positions(face, num_tokens) + _trunk_parameters(face.trunk, flow="causal")
+    total += _positions(face, num_tokens)
+    return total + _trunk_parameters(face.trunk, reach=face.reach(num_tokens))
 
 
 def _positions(
@@ -156,25 +186,30 @@ def _feed_forward(width: int, ratio: int) -> int:
     return 2 * ratio * width**2 + (3 + ratio) * width
 
 
-def _trunk_parameters(trunk: TrunkConfig, *, flow: Flow) -> int:
+def _trunk_parameters(trunk: TrunkConfig, *, reach: Reach) -> int:
     d, e, ratio = trunk.width, trunk.latent_width, trunk.mlp_ratio
     blocks = trunk.blocks
 
-    def attention(width: int) -> int:
-        return 4 * width**2 + 6 * width
+    def mixing(operator: str, width: int, heads: int, place: Place) -> int:
+        if is_softmax(operator):
+            return 4 * width**2 + 6 * width
+        mixer = _on_meta(operator, width=width, heads=heads, place=place)
+        return 2 * width + sum(each.numel() for each in mixer.parameters())
 
     def exchange(asking: int, offering: int, heads: int) -> int:
         inner = heads * (min(asking, offering) // heads)
         total = 2 * inner * (asking + offering) + 3 * inner + 3 * asking + 2 * offering
         return total - (2 * offering if trunk.key_norm == "none" else 0)
 
-    local = _feed_forward(d, ratio) + (attention(d) if trunk.local_mixing == "attention" else 0)
-    across = _feed_forward(e, ratio) + attention(e)
+    local, across = _feed_forward(d, ratio), _feed_forward(e, ratio)
+    if trunk.local_mixing == "attention":
+        local += mixing(trunk.local_operator, d, trunk.heads, reach.local)
+    across += mixing(trunk.global_operator, e, trunk.latent_heads, reach.across)
     heads = min(trunk.heads, trunk.latent_heads)
     read, write = exchange(e, d, heads), exchange(d, e, heads)
     if trunk.after_exchange == "feed_forward":
         read, write = read + _feed_forward(e, ratio), write + _feed_forward(d, ratio)
-    if flow == "conditioned":
+    if reach.flow == "conditioned":
         read += exchange(e, e, trunk.latent_heads)
     reads = sum(block.num_across > 0 for block in blocks)
     return (

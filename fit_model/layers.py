@@ -98,6 +98,17 @@ class Heads(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
+class SelfHeads(Heads):
+    """Heads whose positions ask each other."""
+
+    def __init__(self, *, width: int, heads: int, attend: Operator) -> None:
+        super().__init__(query_width=width, key_width=width, heads=heads, attend=attend)
+
+    def forward(self, x: Positions, may_attend: MayAttend | None = None) -> Positions:  # type: ignore[override]  # one sequence
+        """Each position reads all others that it may see."""
+        return super().forward(x, x, may_attend)
+
+
 class FeedForward(nn.Module):
     """contract(dropout(gelu(expand(norm x)))): every position on its own, mlp_ratio times wider."""
 
@@ -126,22 +137,21 @@ class SelfLayer(nn.Module):
         self,
         *,
         width: int,
-        heads: int,
+        mixer: nn.Module,
         mlp_ratio: int,
-        attend: Operator,
         dropout: float,
         drop_path: float,
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
         self.norm = layer_norm(width)
-        self.attention = Heads(query_width=width, key_width=width, heads=heads, attend=attend)
+        self.attention = mixer
         self.feed_forward = FeedForward(width=width, mlp_ratio=mlp_ratio, dropout=dropout)
 
     def forward(self, x: Positions, may_attend: MayAttend | None = None) -> Positions:
         """The positions with both residuals added."""
         normed = self.norm(x)
-        x = x + self._drop(self.attention(normed, normed, may_attend))
+        x = x + self._drop(self.attention(normed, may_attend))
         return x + self._drop(self.feed_forward(x))
 
     def _drop(self, residual: Positions) -> Positions:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fit_model import recompute
-from fit_model.body import Trunk
+from fit_model.body import Reach, Trunk
 from fit_model.layout import ImageLayout
 from tests.fit_model.examples import randomize, trunk_config
 
@@ -18,7 +18,7 @@ def test_parts_change_neither_results_nor_gradients(monkeypatch, flow):
         monkeypatch.setattr(recompute, "POSITIONS_A_PART", positions)
         torch.manual_seed(0)
         config = trunk_config(checkpointing="layer")
-        trunk = randomize(Trunk(config, flow=flow, latent_mask="causal").double())
+        trunk = randomize(Trunk(config, reach=Reach(flow=flow, latent_mask="causal")).double())
         tokens = torch.randn(7, 5, 12, dtype=torch.float64, requires_grad=True)
         latents = torch.randn(7, 3, 8, dtype=torch.float64, requires_grad=True)
         valid = torch.rand(7, 5) < 0.8 if flow == "open" else None

@@ -1,0 +1,119 @@
+"""The registry of token mixers: what `local_operator` and `global_operator` may name.
+
+    softmax                        an operator with the settings of its paper
+    linformer@rank=16              with one of them changed
+    aft_local@window=8,rank=none   with several
+
+"softmax" and "softmax_reference" mix by scores of pairs (`operators`); all others are layers of
+their own, a file each beside this one.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+
+from fit_model import configuration
+from fit_model.attention.aft import AftFull, AftFullConfig, AftSimple, AftSimpleConfig
+from fit_model.attention.aft_conv import AftConv, AftConvConfig
+from fit_model.attention.aft_local import AftLocal, AftLocalConfig
+from fit_model.attention.fnet import Fnet, FnetConfig
+from fit_model.attention.linformer import Linformer, LinformerConfig
+from fit_model.attention.mlp_mixer import MlpMixer, MlpMixerConfig
+from fit_model.attention.nystromformer import Nystromformer, NystromformerConfig
+from fit_model.attention.operators import OPERATORS
+from fit_model.attention.performer import Performer, PerformerConfig
+from fit_model.attention.place import Place
+from fit_model.attention.tssa import TssaConfig
+from fit_model.attention.tssa_causal import tssa_mixer
+from fit_model.attention.xca import Xca, XcaConfig
+
+MIXERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
+    "tssa": (TssaConfig, tssa_mixer),
+    "aft_simple": (AftSimpleConfig, AftSimple),
+    "aft_full": (AftFullConfig, AftFull),
+    "aft_local": (AftLocalConfig, AftLocal),
+    "aft_conv": (AftConvConfig, AftConv),
+    "performer": (PerformerConfig, Performer),
+    "linformer": (LinformerConfig, Linformer),
+    "nystromformer": (NystromformerConfig, Nystromformer),
+    "xca": (XcaConfig, Xca),
+    "fnet": (FnetConfig, Fnet),
+    "mlp_mixer": (MlpMixerConfig, MlpMixer),
+}
+CAUSAL_MIXERS = ("tssa", "aft_simple", "aft_full", "aft_local", "performer")
+"""Those with a form in which no token sees a later one."""
+
+
+def is_softmax(operator: str) -> bool:
+    """Whether the operator works on scores of pairs of tokens."""
+    return operator in OPERATORS
+
+
+def read_operator(operator: str, *, setting: str) -> Any:
+    """The settings of a mixer; None for softmax. ValueError names `setting` and what is meant."""
+    if is_softmax(operator):
+        return None
+    name, at, text = operator.partition("@")
+    if name not in MIXERS:
+        known = [*OPERATORS, *MIXERS]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"{setting} is {operator!r}: {hint}choose one of {', '.join(known)}")
+    kind = MIXERS[name][0]
+    try:
+        given = dict(_setting(part) for part in text.split(",")) if at else {}
+        return configuration.from_dict(kind, given)
+    except ValueError as error:
+        names = ", ".join(field.name for field in fields(kind) if field.name != "kind")
+        raise ValueError(
+            f"{setting} is {operator!r}: {error}; write {name}@NAME=VALUE,NAME=VALUE with "
+            f"names of: {names}"
+        ) from error
+
+
+def _setting(part: str) -> tuple[str, Any]:
+    name, equals, text = part.partition("=")
+    if not equals or name.strip() in ("", "kind"):
+        raise ValueError(f"{part!r} is not of the form NAME=VALUE")
+    return name.strip(), _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def build_mixer(operator: str, *, width: int, heads: int, place: Place) -> nn.Module:
+    """The layer that mixes tokens as `operator` says; not for softmax."""
+    config = read_operator(operator, setting="operator")
+    make = MIXERS[config.kind][1]
+    return make(config, width=width, heads=heads, place=place)
+
+
+def require_causal(operator: str, *, setting: str) -> None:
+    """Refuse an operator of which no form keeps later tokens unseen."""
+    name = operator.partition("@")[0]
+    if not is_softmax(operator) and name not in CAUSAL_MIXERS:
+        raise ValueError(
+            f"{setting} {operator!r} has no causal form, which an autoregressive model needs: "
+            f"choose one of {', '.join((*OPERATORS, *CAUSAL_MIXERS))}"
+        )
+
+
+def require_softmax(operator: str, *, setting: str) -> None:
+    """Refuse an operator that cannot look back a group at a time."""
+    if not is_softmax(operator):
+        raise ValueError(
+            f"{setting} {operator!r} cannot look back a group of latents at a time, which a causal "
+            f"latent mask needs: choose one of {', '.join(OPERATORS)}"
+        )
