@@ -180,5 +180,5 @@ class Dataset:
         content = self.place.child(table["name"]).read_bytes()
         if hashlib.sha256(content).hexdigest() != table["sha256"]:
             raise ValueError(f"{self.place}: {table['name']} is damaged; preprocess again")
-        # not read_table: its threads hold Python objects, and abort a process that ends meanwhile
-        return parquet.ParquetFile(pa.BufferReader(content)).read()
+        # Arrow's threads would hold Python objects, and abort a process that ends meanwhile
+        return parquet.ParquetFile(pa.BufferReader(content)).read(use_threads=False)

@@ -22,11 +22,13 @@ def read_table(place: Location, *, text_columns: tuple[str, ...]) -> pa.Table:
         raise ValueError(f"{place}: a table is a .csv or a .parquet file")
     try:
         with place.reader() as source:
+            # Arrow's threads would hold Python objects, and abort a process that ends meanwhile
             if place.path.lower().endswith(".parquet"):
-                table = parquet.ParquetFile(pa.BufferReader(source.read())).read()
+                table = parquet.ParquetFile(pa.BufferReader(source.read())).read(use_threads=False)
             else:
                 table = csv.read_csv(
                     source,
+                    read_options=csv.ReadOptions(use_threads=False),
                     convert_options=csv.ConvertOptions(
                         column_types=dict.fromkeys(text_columns, pa.string()),
                         strings_can_be_null=True,

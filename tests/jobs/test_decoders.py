@@ -19,10 +19,20 @@ from tests.jobs.test_engine import losses, train_all
 
 pytestmark = [pytest.mark.ray]
 
+OPERATORS = {
+    "diffusion": {"local_operator": "xca", "global_operator": "performer@features=4"},
+    "autoregressive": {"local_operator": "aft_local@window=4,rank=2"},
+}
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> str:
     return write_dataset(tmp_path_factory.mktemp("generating"))
+
+
+def with_other_operators(config: TrainConfig, face: str) -> TrainConfig:
+    trunk = replace(FACES[face].trunk, **OPERATORS[face])
+    return replace(config, model=replace(config.model, trunk=trunk))
 
 
 def variants(dataset: str) -> dict[str, TrainConfig]:
@@ -36,6 +46,9 @@ def variants(dataset: str) -> dict[str, TrainConfig]:
             config,
             model=replace(FACES[face], trunk=recomputed),
             batch=replace(config.batch, accumulation=2),
+        )
+        named[f"{face}, other operators, stage 3"] = replace(
+            with_other_operators(config, face), engine=EngineConfig(zero_stage=3)
         )
         named[f"{face}, no label"] = train_config(dataset, face, label=None)
         named[f"{face}, bf16"] = replace(
@@ -78,6 +91,12 @@ def plain(dataset) -> dict[str, list[float]]:
 @pytest.mark.parametrize("face", FACES)
 def test_two_workers_learn_what_one_plain_loop_learns(results, plain, face, how):
     assert losses(results, f"{face}, {how}") == pytest.approx(plain[f"{face}, kind"], rel=2e-5)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_other_operators_learn_over_workers_what_they_learn_alone(results, dataset, face):
+    alone, _ = plain_losses(with_other_operators(train_config(dataset, face), face))
+    assert losses(results, f"{face}, other operators, stage 3") == pytest.approx(alone, rel=2e-5)
 
 
 @pytest.mark.parametrize("face", FACES)

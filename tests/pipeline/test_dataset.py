@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import rasterio
 
@@ -151,3 +154,34 @@ def test_several_formats_are_refused_where_one_is_needed(dataset: Dataset) -> No
     both = Dataset(dataset.place, info=replace(dataset.info, formats=(dataset.format, other)))
     with pytest.raises(ValueError, match=r"several formats \(3 x uint8, 3 x uint16\)"):
         _ = both.format
+
+
+READ = """
+import os, sys
+import pyarrow.csv, pyarrow.parquet
+from pipeline.dataset import open_dataset
+from pipeline.storage import Location
+from pipeline.tables import read_table
+def threads(): return len(os.listdir("/proc/self/task"))
+before = threads()
+open_dataset(sys.argv[1]).images()
+read_table(Location.of(sys.argv[2]), text_columns=("image",))
+print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")
+def test_reading_tables_starts_no_threads_that_could_outlive_the_process(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.parquet"
+    columns = {f"column{number}": np.arange(1000) for number in range(20)}
+    pa.parquet.write_table(pa.table(columns | {"image": [str(n) for n in range(1000)]}), table)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, dataset.place.path, str(table)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert done.stdout.strip() == "0"
