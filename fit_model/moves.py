@@ -78,19 +78,11 @@ class Read(Exchange):
 
 
 class Write(Exchange):
-    """The data tokens of a group ask its latents."""
+    """The data tokens of a group ask the latents on offer to it."""
 
-    def forward(self, tokens: DataTokens, latents: Latents, images: ImageLayout) -> DataTokens:
-        """Tokens that have seen their group's latents."""
-        return self.exchange(tokens, latents)
-
-
-class WriteFromBefore(Write):
-    """The data tokens of a group ask the latents of the group before it, the first one zeros."""
-
-    def forward(self, tokens: DataTokens, latents: Latents, images: ImageLayout) -> DataTokens:
-        """Tokens that have seen everything up to the end of the group before theirs."""
-        return self.exchange(tokens, images.before(latents))
+    def forward(self, tokens: DataTokens, offered: Latents) -> DataTokens:
+        """Tokens that have seen what was offered."""
+        return self.exchange(tokens, offered)
 
 
 class Condition(nn.Module):

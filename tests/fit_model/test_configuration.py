@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from fit_model.body import parse_layers
 from fit_model.encoder import EncoderConfig
 from fit_model.heads import ClassifyConfig, RegressConfig
 from fit_model.models import config_from_dict, config_to_dict
 from fit_model.tokens import InputConfig
+from fit_model.trunk_config import parse_layers
 from tests.fit_model.examples import model_config, trunk_config
 from tests.fit_model.generators import generator_config, head
 
