@@ -10,18 +10,19 @@ context, a = min(d, e), rounded down to whole heads, and r = mlp_ratio, multiply
     condition          2 M e^2 + 2 s e^2 + 2 M s e
     pixels or levels   L d c, or L d v
 
-A multiply-add is two floating point operations. Norms, activations, embeddings and heads for whole
-images are left out.
+where operators other than softmax have their own `macs` in place of n (4 d^2 + 2 n d) a sequence. A
+multiply-add is two floating point operations. Norms, activations and other element-wise work,
+embeddings and heads for whole images are left out.
 """
 
 from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import nn
 
 from fit_model.attention.mixers import build_mixer, is_softmax
 from fit_model.attention.place import Place
+from fit_model.attention.token_mixer import TokenMixer
 from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.body import Reach, TrunkConfig
 from fit_model.denoiser import TIME_SHARE, DiffusionConfig
@@ -82,9 +83,11 @@ def _trunk_macs(
     tokens, latents = groups * num_tokens, groups * trunk.latents_per_group
     local = tokens * 2 * trunk.mlp_ratio * d * d
     if trunk.local_mixing == "attention":
-        local += _mixing_macs(trunk.local_operator, d, trunk.heads, tokens, num_tokens, reach.local)
+        local += groups * _mixing_macs(
+            trunk.local_operator, num_tokens, width=d, heads=trunk.heads, place=reach.local
+        )
     across = latents * 2 * trunk.mlp_ratio * e * e + _mixing_macs(
-        trunk.global_operator, e, trunk.latent_heads, latents, latents, reach.across
+        trunk.global_operator, latents, width=e, heads=trunk.latent_heads, place=reach.across
     )
     heads = min(trunk.heads, trunk.latent_heads)
     inner = heads * (min(d, e) // heads)
@@ -101,18 +104,14 @@ def _trunk_macs(
     )
 
 
-def _mixing_macs(
-    operator: str, width: int, heads: int, positions: int, length: int, place: Place
-) -> int:
-    """Of a layer without its feed-forward; of other operators than softmax, linear layers only."""
+def _mixing_macs(operator: str, length: int, *, width: int, heads: int, place: Place) -> int:
+    """Of a layer without its feed-forward, over one sequence."""
     if is_softmax(operator):
-        return positions * (4 * width * width + 2 * length * width)
-    mixer = _on_meta(operator, width=width, heads=heads, place=place)
-    linear = [each.weight.numel() for each in mixer.modules() if isinstance(each, nn.Linear)]
-    return positions * sum(linear)
+        return length * (4 * width * width + 2 * length * width)
+    return _on_meta(operator, width=width, heads=heads, place=place).macs(length)
 
 
-def _on_meta(operator: str, *, width: int, heads: int, place: Place) -> nn.Module:
+def _on_meta(operator: str, *, width: int, heads: int, place: Place) -> TokenMixer:
     """A mixer without memory for its weights."""
     with torch.device("meta"):
         return build_mixer(operator, width=width, heads=heads, place=place)

@@ -9,20 +9,21 @@ Source: Zhai et al. 2021, arXiv:2105.14103, eq. 2, 3 and 5; the projection `out`
 paper's image models, whose sizes count it.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from fit_model.attention.aft_bias import PositionBias
-from fit_model.attention.biased_means import UNSEEN, biased_means
+from fit_model.attention.biased_means import UNSEEN, Rows, biased_means
 from fit_model.attention.head_layout import exact, projection
 from fit_model.attention.place import Place
 from fit_model.attention.prefix_means import prefix_means
 from fit_model.attention.seen import keys_seen, zero_unseen
+from fit_model.attention.token_mixer import TokenMixer
 from fit_model.checks import finite, positive
 from fit_model.layers import dense
 
@@ -69,7 +70,7 @@ def check_bias(*, rank: int | None, initial_std: float) -> None:
         raise ValueError(f"initial_std is {initial_std}: it must be at least 0")
 
 
-class Aft(nn.Module, ABC):
+class Aft(TokenMixer):
     """What AFT's forms share: projections, the gate, and who is seen; see the equation above.
 
     Sums are in float32 at least, and exact for keys and biases of any size. A token that nobody
@@ -99,6 +100,14 @@ class Aft(nn.Module, ABC):
         with torch.autocast(x.device.type, enabled=False):
             mixed = self.mix(key, value) * exact(query).sigmoid()
         return self.out(mixed.to(x.dtype))
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of a sequence; what is summed score by score is no matrix product."""
+        return num_tokens * self.linear_macs() + self.mixing_macs(num_tokens)
+
+    @abstractmethod
+    def mixing_macs(self, num_tokens: int) -> int:
+        """Multiply-adds of `mix` for a sequence."""
 
     @abstractmethod
     def mix(
@@ -134,6 +143,10 @@ class AftSimple(Aft):
             return prefix_means(key, value)[2]
         return (key.softmax(1) * value).sum(1, keepdim=True).expand_as(value)
 
+    def mixing_macs(self, num_tokens: int) -> int:
+        """None: there are sums alone."""
+        return 0
+
 
 class AftFull(Aft):
     """AFT with a bias for every pair of places, for sequences of at most place.num_tokens.
@@ -167,3 +180,7 @@ class AftFull(Aft):
             return self.position_bias.block(rows, columns, dtype=key.dtype)
 
         return biased_means(key, value, bias, causal=self.causal)
+
+    def mixing_macs(self, num_tokens: int) -> int:
+        """Every row of the bias times every key and value."""
+        return Rows.of(num_tokens, causal=self.causal).macs(width=self.out.in_features)

@@ -128,6 +128,11 @@ class AftConv(Aft):
         bias = self.position_bias(key.dtype)
         return filtered_means(key, value, bias, grid=grid).flatten(2)
 
+    def mixing_macs(self, num_tokens: int) -> int:
+        """A filter over every channel of weights and weighted values."""
+        size = self.position_bias.raw[0].numel()
+        return num_tokens * size * (self.heads + self.out.in_features)
+
 
 def filtered_means(
     key: Float[Tensor, "b n h"],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fit_model.attention.aft import Aft, check_bias
 from fit_model.attention.aft_bias import PositionBias
-from fit_model.attention.biased_means import biased_means
+from fit_model.attention.biased_means import Rows, biased_means
 from fit_model.attention.place import Place
 from fit_model.checks import positive
 
@@ -77,3 +77,8 @@ class AftLocal(Aft):
             return self.position_bias.block(rows, columns, dtype=key.dtype)
 
         return biased_means(key, value, bias, reach=self.window, causal=self.causal)
+
+    def mixing_macs(self, num_tokens: int) -> int:
+        """Every row of the bias times the keys and values near it."""
+        rows = Rows.of(num_tokens, reach=self.window, causal=self.causal)
+        return rows.macs(width=self.out.in_features)

@@ -12,6 +12,7 @@ between the passes only keys, values and what makes the bias are kept.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -106,24 +107,61 @@ def biased_means(
     """
     with torch.autocast(key.device.type, enabled=False):
         blocks = Blocks(key, value, bias, reach=reach, causal=causal)
-        return torch.cat([recomputed(blocks.rows(start), key, value) for start in blocks.starts], 1)
+        starts = blocks.plan.starts
+        return torch.cat([recomputed(blocks.rows(start), key, value) for start in starts], 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of the bias in blocks, and which keys a block meets."""
+
+    length: int
+    reach: int
+    causal: bool
+
+    @classmethod
+    def of(cls, length: int, *, reach: int | None = None, causal: bool) -> "Rows":
+        """For a sequence, where the bias reaches everywhere or less far."""
+        within = length if reach is None else max(1, min(reach, length))
+        return cls(length=length, reach=within, causal=causal)
+
+    @property
+    def starts(self) -> range:
+        """The first row of every block."""
+        if self.causal:
+            return range(0, self.length, CAUSAL_ROWS)
+        size = max(CAUSAL_ROWS, BIASES_A_BLOCK // max(1, min(self.length, 2 * self.reach)))
+        if self.reach < self.length:
+            size = min(size, max(CAUSAL_ROWS, self.reach))
+        return range(0, self.length, size)
+
+    def block(self, start: int) -> tuple[slice, slice]:
+        """Rows of the block that starts there, and the keys within the reach of any of them."""
+        stop = min(start + self.starts.step, self.length)
+        last = stop if self.causal else min(self.length, stop - 1 + self.reach)
+        return slice(start, stop), slice(max(0, start - self.reach + 1), last)
+
+    def macs(self, *, width: int) -> int:
+        """Multiply-adds of the matrix products, weights and weighted values being `width` each."""
+        total = 0
+        for rows, keys in map(self.block, self.starts):
+            num_rows, near = rows.stop - rows.start, keys.stop - keys.start
+            alone = num_rows if self.causal else 0
+            total += num_rows * (2 * (near - alone) + alone) * width
+        return total
 
 
 class Blocks:
-    """The rows of the bias in blocks, and which keys each block meets in which way."""
+    """The means of blocks of rows."""
 
     def __init__(
         self, key: Tensor, value: Tensor, bias: Bias, *, reach: int | None, causal: bool
     ) -> None:
         self.length = key.shape[1]
         self.bias, self.causal = bias, causal
-        self.reach = self.length if reach is None else max(1, min(reach, self.length))
+        self.plan = Rows.of(self.length, reach=reach, causal=causal)
+        self.reach = self.plan.reach
         self.zero = reach == 0
-        widest = min(self.length, 2 * self.reach)
-        self.size = CAUSAL_ROWS if causal else max(CAUSAL_ROWS, BIASES_A_BLOCK // widest)
-        if not causal and self.reach < self.length:
-            self.size = min(self.size, max(CAUSAL_ROWS, self.reach))
-        self.starts = range(0, self.length, self.size)
         self.before = self.after = None
         if self.reach < self.length:
             self.before = prefix_means(key, value)
@@ -138,18 +176,16 @@ class Blocks:
 
     def rows(self, start: int) -> Callable[[Tensor, Tensor], Tensor]:
         """The function that gives the means of the rows from `start` on."""
-        stop = min(start + self.size, self.length)
-        first = max(0, start - self.reach + 1)
-        last = stop if self.causal else min(self.length, stop - 1 + self.reach)
+        rows, keys = self.plan.block(start)
 
         def means(key: Tensor, value: Tensor) -> Tensor:
-            sums = merged(self.parts(key, value, rows=slice(start, stop), keys=slice(first, last)))
+            sums = merged(self.parts(key, value, rows=rows, keys=keys))
             enough = sums.weight >= math.sqrt(torch.finfo(key.dtype).tiny)
             found = sums.total / sums.weight.where(enough, 1.0)
             lost = (~enough).nonzero()
             if not len(lost):
                 return found
-            return self.replaced(found, lost, key, value, rows=slice(start, stop))
+            return self.replaced(found, lost, key, value, rows=rows)
 
         return means
 

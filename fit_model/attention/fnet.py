@@ -5,10 +5,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from fit_model.attention.place import Place
 from fit_model.attention.seen import keys_seen, zero_unseen
+from fit_model.attention.token_mixer import TokenMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class FnetConfig:
 SCALES = {"none": "backward", "orthonormal": "ortho"}
 
 
-class Fnet(nn.Module):
+class Fnet(TokenMixer):
     """The real part of the Fourier transform over tokens and channels.
 
         y[t, c] = Re sum_{n, k} x[n, k] exp(-2 pi i (t n / tokens + c k / channels))
@@ -82,3 +83,7 @@ class Fnet(nn.Module):
             grid = exact.unflatten(1, (rows, columns))
             y = torch.fft.fftn(grid, dim=(1, 2, 3), norm=SCALES[self.config.scale]).real
         return y.reshape(x.shape).to(x.dtype)
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds in matrix products: none, a Fourier transform is not counted."""
+        return 0

@@ -12,6 +12,7 @@ from fit_model.attention.place import Place
 from fit_model.attention.rotary import Rotary
 from fit_model.attention.seen import keys_seen
 from fit_model.attention.softmax import softmax
+from fit_model.attention.token_mixer import TokenMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class LinformerConfig:
             raise ValueError(f"linformer: key_heads is {self.key_heads!r}; use 'all' or 'one'")
 
 
-class Linformer(nn.Module):
+class Linformer(TokenMixer):
     """Softmax attention to r mixtures of the n tokens.
 
         K' = E^T K,  V' = F^T V                 E, F [n, r], the same for every head
@@ -99,6 +100,11 @@ class Linformer(nn.Module):
         every = (-1, self.heads, -1, -1)
         mixed = softmax(query, short_keys.expand(every), short_values.expand(every))
         return self.out(merge_heads(mixed))
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of a sequence."""
+        rank, width = self.shorten_keys.shape[1], self.query.in_features
+        return num_tokens * (self.linear_macs() + 2 * rank * (self.key.out_features + width))
 
 
 def mixtures(num_tokens: int, rank: int) -> nn.Parameter:

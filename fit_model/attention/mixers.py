@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from torch import nn
-
 from fit_model import configuration
 from fit_model.attention.aft import AftFull, AftFullConfig, AftSimple, AftSimpleConfig
 from fit_model.attention.aft_conv import AftConv, AftConvConfig
@@ -26,11 +24,12 @@ from fit_model.attention.nystromformer import Nystromformer, NystromformerConfig
 from fit_model.attention.operators import OPERATORS
 from fit_model.attention.performer import Performer, PerformerConfig
 from fit_model.attention.place import Place
+from fit_model.attention.token_mixer import TokenMixer
 from fit_model.attention.tssa import TssaConfig
 from fit_model.attention.tssa_causal import tssa_mixer
 from fit_model.attention.xca import Xca, XcaConfig
 
-MIXERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
+MIXERS: dict[str, tuple[type, Callable[..., TokenMixer]]] = {
     "tssa": (TssaConfig, tssa_mixer),
     "aft_simple": (AftSimpleConfig, AftSimple),
     "aft_full": (AftFullConfig, AftFull),
@@ -93,7 +92,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def build_mixer(operator: str, *, width: int, heads: int, place: Place) -> nn.Module:
+def build_mixer(operator: str, *, width: int, heads: int, place: Place) -> TokenMixer:
     """The layer that mixes tokens as `operator` says; not for softmax."""
     config = read_operator(operator, setting="operator")
     make = MIXERS[config.kind][1]

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fit_model.attention.place import Place
 from fit_model.attention.seen import keys_seen, zero_unseen, zero_without_seen
+from fit_model.attention.token_mixer import TokenMixer
 from fit_model.layers import dense
 
 
@@ -27,7 +28,7 @@ class MlpMixerConfig:
             raise ValueError(f"hidden is {self.hidden}; it must be at least 1, or null")
 
 
-class MlpMixer(nn.Module):
+class MlpMixer(TokenMixer):
     """Every channel's row of tokens goes through one perceptron.
 
         y[:, c] = contract(gelu(expand(x[:, c])))          n -> hidden -> n, shared by all channels
@@ -46,6 +47,7 @@ class MlpMixer(nn.Module):
         super().__init__()
         place.refuse_causal(operator="mlp_mixer")
         hidden = max(width // 2, 1) if config.hidden is None else config.hidden
+        self.width = width
         self.num_tokens = place.length(operator="mlp_mixer")
         self.expand = dense(self.num_tokens, hidden)
         self.contract = dense(hidden, self.num_tokens)
@@ -69,3 +71,7 @@ class MlpMixer(nn.Module):
             functional.gelu(hidden), self.contract.weight[:length], self.contract.bias[:length]
         )
         return zero_without_seen(mixed.transpose(1, 2), seen)
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of a sequence."""
+        return 2 * num_tokens * self.expand.out_features * self.width

@@ -11,6 +11,7 @@ from fit_model.attention.landmarks import Landmarks, inverse, softmax_of_seen
 from fit_model.attention.place import Place
 from fit_model.attention.rotary import Rotary
 from fit_model.attention.seen import keys_seen
+from fit_model.attention.token_mixer import TokenMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class NystromformerConfig:
             )
 
 
-class Nystromformer(nn.Module):
+class Nystromformer(TokenMixer):
     """Attention through m landmarks, the means of consecutive tokens, plus a convolution.
 
         A1 = softmax(q kl^T)  A2 = softmax(ql kl^T)  A3 = softmax(ql k^T)      q over sqrt(d)
@@ -57,7 +58,7 @@ class Nystromformer(nn.Module):
     The convolution has one kernel a head and zeros beyond the ends. With a rotary code, landmarks
     are means of turned queries and keys. No causal form.
 
-    Cost: b n (4 w^2 + 4 m w) + 4 b h m^3 (a step) multiply-adds, b h (n m + m^2) memory.
+    Cost: b n (4 w^2 + 6 m w) + 4 b h m^3 (a step) multiply-adds, b h (n m + m^2) memory.
     Source: Xiong et al. 2021, arXiv:2102.03902.
     """
 
@@ -100,6 +101,14 @@ class Nystromformer(nn.Module):
         if self.conv is not None:
             mixed = mixed + self.conv(value)
         return self.out(merge_heads(mixed))
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of a sequence in which all tokens are seen."""
+        width, few = self.query.in_features, min(num_tokens, self.config.landmarks)
+        products = 6 * num_tokens * few * width + 2 * few**2 * width
+        steps = 4 * self.config.iterations * self.heads * few**3
+        convolution = num_tokens * width * (self.config.conv_kernel or 0)
+        return num_tokens * self.linear_macs() + products + steps + convolution
 
     def through_landmarks(
         self,

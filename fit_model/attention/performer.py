@@ -13,6 +13,7 @@ from fit_model.attention.head_layout import exact, head_width, merge_heads, proj
 from fit_model.attention.place import Place
 from fit_model.attention.rotary import Rotary
 from fit_model.attention.seen import keys_seen
+from fit_model.attention.token_mixer import TokenMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class PerformerConfig:
             )
 
 
-class Performer(nn.Module):
+class Performer(TokenMixer):
     """FAVOR+ attention: phi(q) . sum phi(k) v^T over phi(q) . sum phi(k); see `favor`.
 
     Keys that nobody sees have no features. Causal by prefix sums. The features omega [f, d] are
@@ -100,6 +101,15 @@ class Performer(nn.Module):
             eps=self.config.eps,
         )
         return self.out(merge_heads(mixed).to(x.dtype))
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of a sequence."""
+        width, heads, features = self.query.in_features, self.heads, len(self.omega)
+        total = num_tokens * (self.linear_macs() + 2 * features * (2 * width + heads))
+        if self.causal == "tokens":
+            chunks = [favor.CHUNK] * (num_tokens // favor.CHUNK) + [num_tokens % favor.CHUNK]
+            total += sum(chunk**2 for chunk in chunks) * (heads * (features + 1) + width)
+        return total
 
 
 def redraw_features(model: nn.Module, *, generator: torch.Generator | None = None) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fit_model.attention.place import Place
 from fit_model.attention.seen import keys_seen, zero_unseen
 from fit_model.attention.starts import head_width, vision_linear
+from fit_model.attention.token_mixer import TokenMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def rescaled(
     return -values * membership[..., None] / (1.0 + moment)
 
 
-class Tssa(nn.Module):
+class Tssa(TokenMixer):
     """Each token is rescaled by how much of the sequence lies along its own channels.
 
         W  = x Wqkv                                 one projection, split into heads
@@ -99,6 +100,10 @@ class Tssa(nn.Module):
         moment = (counted[..., None] * squares).sum(2, keepdim=True) / total
         mixed = rescaled(exact, membership, moment)
         return self.out(mixed.transpose(1, 2).flatten(2).to(values.dtype))
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of a sequence: the projections alone."""
+        return num_tokens * self.linear_macs()
 
     def membership(self, squares: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n"]:
         """How much of each token belongs to each head; the heads add up to 1."""

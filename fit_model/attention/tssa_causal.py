@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fit_model.attention.place import Place
 from fit_model.attention.seen import keys_seen, zero_unseen
 from fit_model.attention.starts import head_width, vision_linear
+from fit_model.attention.token_mixer import TokenMixer
 from fit_model.attention.tssa import Tssa, TssaConfig, rescaled
 
 
@@ -25,7 +26,7 @@ class TssaState:
     """sum Pi"""
 
 
-class CausalTssa(nn.Module):
+class CausalTssa(TokenMixer):
     """Each token is rescaled by how much of the tokens up to it lies along its own channels.
 
         W    = x Wqkv
@@ -67,6 +68,10 @@ class CausalTssa(nn.Module):
         """The residual of every token of a sequence from its start."""
         y, _ = self.extend(x, self.start(x), may_attend)
         return y
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of a sequence: the projections alone."""
+        return num_tokens * self.linear_macs()
 
     def start(self, x: Float[Tensor, "b n c"]) -> TssaState:
         """The state before any token, for the batch and device of x."""

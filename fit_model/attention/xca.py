@@ -11,6 +11,7 @@ from torch.nn import functional
 from fit_model.attention.place import Place
 from fit_model.attention.seen import keys_seen, zero_unseen
 from fit_model.attention.starts import head_width, vision_linear
+from fit_model.attention.token_mixer import TokenMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class XcaConfig:
             raise ValueError(f"norm_eps is {self.norm_eps}; it must be positive")
 
 
-class Xca(nn.Module):
+class Xca(TokenMixer):
     """The channels of a head attend to each other by how alike they run over the tokens.
 
         q, k, v = x Wqkv, split into heads;  every channel of q and k divided by its norm over n
@@ -75,3 +76,8 @@ class Xca(nn.Module):
         scores = self.temperature.to(exact.dtype) * (query @ key.transpose(-2, -1))
         mixed = scores.softmax(-1) @ value
         return self.out(mixed.permute(0, 3, 1, 2).flatten(2).to(projected.dtype))
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of a sequence."""
+        width = self.out.in_features
+        return num_tokens * (self.linear_macs() + 2 * width * (width // self.heads))
