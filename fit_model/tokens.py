@@ -47,9 +47,9 @@ class InputConfig:
 
 
 def patches_of(
-    squares: Shaped[Tensor, "g side side bands"], *, patch_px: int
+    squares: Shaped[Tensor, "g height width bands"], *, patch_px: int
 ) -> Shaped[Tensor, "g n c"]:
-    """Cut squares into patches: n row by row, c in the order row, column, band."""
+    """Cut squares, or rectangles, into patches: n row by row, c in the order row, column, band."""
     split = squares.unflatten(1, (-1, patch_px)).unflatten(3, (-1, patch_px))
     return split.transpose(2, 3).flatten(1, 2).flatten(2)
 
@@ -105,7 +105,7 @@ class Stem(nn.Module):
     def __init__(self, *, inputs: int, width: int) -> None:
         super().__init__()
         self.project = dense(inputs, width)
-        self.norm = layer_norm(width)
+        self.norm: nn.Module = layer_norm(width)
 
     def forward(self, patches: Patches) -> DataTokens:
         """Tokens in the dtype of the weights."""

@@ -8,12 +8,9 @@
 their own, a file each beside this one.
 """
 
-import difflib
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
-from fit_model import configuration
 from fit_model.attention.aft import AftFull, AftFullConfig, AftSimple, AftSimpleConfig
 from fit_model.attention.aft_conv import AftConv, AftConvConfig
 from fit_model.attention.aft_local import AftLocal, AftLocalConfig
@@ -28,6 +25,7 @@ from fit_model.attention.token_mixer import TokenMixer
 from fit_model.attention.tssa import TssaConfig
 from fit_model.attention.tssa_causal import tssa_mixer
 from fit_model.attention.xca import Xca, XcaConfig
+from fit_model.choices import read_choice
 
 MIXERS: dict[str, tuple[type, Callable[..., TokenMixer]]] = {
     "tssa": (TssaConfig, tssa_mixer),
@@ -55,41 +53,8 @@ def read_operator(operator: str, *, setting: str) -> Any:
     """The settings of a mixer; None for softmax. ValueError names `setting` and what is meant."""
     if is_softmax(operator):
         return None
-    name, at, text = operator.partition("@")
-    if name not in MIXERS:
-        known = [*OPERATORS, *MIXERS]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"{setting} is {operator!r}: {hint}choose one of {', '.join(known)}")
-    kind = MIXERS[name][0]
-    try:
-        given = dict(_setting(part) for part in text.split(",")) if at else {}
-        return configuration.from_dict(kind, given)
-    except ValueError as error:
-        names = ", ".join(field.name for field in fields(kind) if field.name != "kind")
-        raise ValueError(
-            f"{setting} is {operator!r}: {error}; write {name}@NAME=VALUE,NAME=VALUE with "
-            f"names of: {names}"
-        ) from error
-
-
-def _setting(part: str) -> tuple[str, Any]:
-    name, equals, text = part.partition("=")
-    if not equals or name.strip() in ("", "kind"):
-        raise ValueError(f"{part!r} is not of the form NAME=VALUE")
-    return name.strip(), _value(text.strip())
-
-
-def _value(text: str) -> Any:
-    words = {"none": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
+    kinds = {name: kind for name, (kind, _) in MIXERS.items()}
+    return read_choice(operator, kinds, setting=setting, others=tuple(OPERATORS))
 
 
 def build_mixer(operator: str, *, width: int, heads: int, place: Place) -> TokenMixer:
