@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.attention.mixers import require_causal, require_softmax
+from fit_model.attention.mixers import require_causal
 from fit_model.attention.place import Place
-from fit_model.body import Reach, Trunk, TrunkConfig
+from fit_model.body import Reach, Trunk, TrunkConfig, latents_place
 from fit_model.groups import Places
 from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
@@ -77,12 +77,13 @@ class AutoregressiveConfig:
         if not 2 <= self.num_levels <= 65536:
             raise ValueError(f"num_levels is {self.num_levels}: take 2 to 65536")
         require_causal(self.trunk.local_operator, setting="trunk.local_operator")
-        require_softmax(self.trunk.global_operator, setting="trunk.global_operator")
+        require_causal(self.trunk.global_operator, setting="trunk.global_operator")
 
     def reach(self, num_tokens: int) -> Reach:
         """Who sees whom, when a patch has so many sub-pixels."""
         local = Place(num_tokens=num_tokens, causal="tokens")
-        return Reach(flow="causal", latent_mask="causal", local=local)
+        across = latents_place(self.trunk, num_groups=self.num_groups, latent_mask="causal")
+        return Reach(flow="causal", latent_mask="causal", local=local, across=across)
 
 
 class Vocabulary(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from fit_model.attention.chunks import InChunks
-from fit_model.attention.mixers import build_mixer, is_softmax, require_softmax
+from fit_model.attention.mixers import build_mixer, is_softmax
 from fit_model.attention.operators import CAUSAL_OPERATORS, OPERATORS
 from fit_model.attention.place import Place
 from fit_model.layers import CrossLayer, FeedForwardLayer, SelfHeads, SelfLayer
@@ -146,9 +146,12 @@ def square_place(num_tokens: int, *, prefix: int = 0) -> Place:
     return Place(num_tokens=prefix + num_tokens, grid=grid, prefix=prefix)
 
 
-def latents_place(config: TrunkConfig, *, num_groups: int | None) -> Place:
+def latents_place(config: TrunkConfig, *, num_groups: int | None, latent_mask: LatentMask) -> Place:
     """Of the latents of an image, for models that know how many groups an image has at most."""
-    known = None if num_groups is None else num_groups * config.latents_per_group
+    group = config.latents_per_group
+    known = None if num_groups is None else num_groups * group
+    if latent_mask == "causal":
+        return Place(num_tokens=known, causal="chunks", chunk=group)
     return Place(num_tokens=known)
 
 
@@ -171,8 +174,6 @@ class Trunk(nn.Module):
     def __init__(self, config: TrunkConfig, *, reach: Reach) -> None:
         super().__init__()
         plans = config.blocks
-        if reach.latent_mask == "causal":
-            require_softmax(config.global_operator, setting="global_operator")
         blocks = [Block(config, plan, reach=reach, writes=plan is not plans[-1]) for plan in plans]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
         self.flow = reach.flow

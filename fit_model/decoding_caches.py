@@ -4,7 +4,8 @@
     per patch         all blocks' reads and global layers, for the latents of one patch an image
 
 A local layer keeps the keys and values of the patch's tokens so far. A global layer keeps those of
-all earlier patches' latents. A write keeps those of the latents of the patch before, zeros for the
+all earlier patches' latents. Layers of other operators than softmax keep their normed inputs and
+mix all of them again. A write keeps those of the latents of the patch before, zeros for the
 first patch. A read needs the patch's tokens as the local layers left them.
 
 Cost of a token of n in its patch, a = min(d, e), beside the logits: a local layer (4 + 2r) d^2 +
@@ -77,19 +78,21 @@ class LayerCache:
 
 
 class Again:
-    """A layer of another operator than softmax: run on all positions of the patch so far."""
+    """A layer of another operator than softmax, which mixes all positions so far once more."""
 
     def __init__(self, layer: SelfLayer, *, capacity: int) -> None:
         self.layer = layer
-        self.positions = Kept(axis=1, capacity=capacity)
+        self.normed = Kept(axis=1, capacity=capacity)
 
     def __call__(self, x: Positions) -> Positions:
         """The next positions after this layer; they see all those before."""
-        return self.layer(self.positions.add(x))[:, -x.shape[1] :]
+        mixed = self.layer.attention(self.normed.add(self.layer.norm(x)))
+        x = x + mixed[:, -x.shape[1] :]
+        return x + self.layer.feed_forward(x)
 
     def forget(self) -> None:
         """A new sequence begins."""
-        self.positions.forget()
+        self.normed.forget()
 
 
 def cache(layer: SelfLayer, *, capacity: int) -> LayerCache | Again:

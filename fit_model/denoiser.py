@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
+from fit_model.attention.mixers import require_causal
 from fit_model.body import LatentMask, Reach, Trunk, TrunkConfig, latents_place, square_place
 from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, dense, layer_norm
@@ -76,6 +77,8 @@ class DiffusionConfig:
             counted="groups",
         )
         checks.one_of(("none", "causal"), latent_mask=self.latent_mask)
+        if self.latent_mask == "causal":
+            require_causal(self.trunk.global_operator, setting="trunk.global_operator")
         checks.one_of(PREDICTIONS, prediction=self.prediction)
         checks.one_of(("eps", "x"), loss=self.loss)
         checks.one_of(("none", "deviation"), normalize_input=self.normalize_input)
@@ -100,7 +103,9 @@ class DiffusionConfig:
             flow="conditioned",
             latent_mask=self.latent_mask,
             local=square_place(num_tokens),
-            across=latents_place(self.trunk, num_groups=self.num_groups),
+            across=latents_place(
+                self.trunk, num_groups=self.num_groups, latent_mask=self.latent_mask
+            ),
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
+from fit_model.attention.mixers import require_causal
 from fit_model.body import (
     LatentMask,
     Reach,
@@ -57,6 +58,8 @@ class EncoderConfig:
         checks.one_of(LATENT_POSITIONS, latent_position=self.latent_position)
         checks.one_of(("none", "causal"), latent_mask=self.latent_mask)
         checks.one_of(("none", "one_hot"), group_token=self.group_token)
+        if self.latent_mask == "causal":
+            require_causal(self.trunk.global_operator, setting="trunk.global_operator")
         fixed = self.latent_position != "coordinate" or self.group_token != "none"
         if self.num_groups is not None:
             checks.positive(num_groups=self.num_groups)
@@ -71,7 +74,9 @@ class EncoderConfig:
         return Reach(
             latent_mask=self.latent_mask,
             local=square_place(num_tokens, prefix=int(self.group_token == "one_hot")),
-            across=latents_place(self.trunk, num_groups=self.num_groups),
+            across=latents_place(
+                self.trunk, num_groups=self.num_groups, latent_mask=self.latent_mask
+            ),
         )
 
 

@@ -4,7 +4,8 @@
     mix[t]  = sum_i exp(K[i] + w[t, i]) V[i] / sum_i exp(K[i] + w[t, i])      channel by channel
     y[t]    = (sigmoid(Q[t]) * mix[t]) Wout + bout
 
-AFT-simple has w = 0. Causal forms sum over i <= t. A bias of K cancels and learns nothing.
+AFT-simple has w = 0. Causal forms sum over i <= t, or over i up to the end of t's chunk. A bias of
+K cancels and learns nothing.
 Source: Zhai et al. 2021, arXiv:2105.14103, eq. 2, 3 and 5; the projection `out` is the one of the
 paper's image models, whose sizes count it.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fit_model.attention.aft_bias import PositionBias
 from fit_model.attention.biased_means import UNSEEN, Rows, biased_means
+from fit_model.attention.chunks import at_chunk_ends
 from fit_model.attention.head_layout import exact, projection
 from fit_model.attention.place import Place
 from fit_model.attention.prefix_means import prefix_means
@@ -82,7 +84,7 @@ class Aft(TokenMixer):
     ) -> None:
         super().__init__()
         self.kind = kind
-        self.causal = place.causal == "tokens"
+        self.sight = place.sight
         self.query = projection(width, hidden, bias=qkv_bias)
         self.key = projection(width, keys, bias=qkv_bias)
         self.value = projection(width, hidden, bias=qkv_bias)
@@ -139,8 +141,8 @@ class AftSimple(Aft):
         self, key: Float[Tensor, "b n d"], value: Float[Tensor, "b n d"]
     ) -> Float[Tensor, "b n d"]:
         """The mean of all values, or of those so far, weighted by the softmax of the keys."""
-        if self.causal:
-            return prefix_means(key, value)[2]
+        if self.sight is not None:
+            return at_chunk_ends(prefix_means(key, value)[2], chunk=self.sight, axis=1)
         return (key.softmax(1) * value).sum(1, keepdim=True).expand_as(value)
 
     def mixing_macs(self, num_tokens: int) -> int:
@@ -179,8 +181,8 @@ class AftFull(Aft):
         def bias(rows: slice, columns: slice) -> Tensor:
             return self.position_bias.block(rows, columns, dtype=key.dtype)
 
-        return biased_means(key, value, bias, causal=self.causal)
+        return biased_means(key, value, bias, chunk=self.sight)
 
     def mixing_macs(self, num_tokens: int) -> int:
         """Every row of the bias times every key and value."""
-        return Rows.of(num_tokens, causal=self.causal).macs(width=self.out.in_features)
+        return Rows.of(num_tokens, chunk=self.sight).macs(width=self.out.in_features)

@@ -76,9 +76,9 @@ class AftLocal(Aft):
         def bias(rows: slice, columns: slice) -> Tensor:
             return self.position_bias.block(rows, columns, dtype=key.dtype)
 
-        return biased_means(key, value, bias, reach=self.window, causal=self.causal)
+        return biased_means(key, value, bias, reach=self.window, chunk=self.sight)
 
     def mixing_macs(self, num_tokens: int) -> int:
         """Every row of the bias times the keys and values near it."""
-        rows = Rows.of(num_tokens, reach=self.window, causal=self.causal)
+        rows = Rows.of(num_tokens, reach=self.window, chunk=self.sight)
         return rows.macs(width=self.out.in_features)

@@ -5,9 +5,10 @@
 The sums are matrix products of exp(bias - its row's maximum) and exp(key - its channel's maximum),
 a few rows of the bias at a time. Such a product underflows where bias and key have their maxima at
 different tokens and far apart: entries of which too little is left are computed again as plain
-softmaxes, and only those. Causal sums take the block on the diagonal score by score, because a
-maximum over a block must not look ahead. Everything is computed again in the backward pass, so that
-between the passes only keys, values and what makes the bias are kept.
+softmaxes, and only those. Sums that look back only, to the end of the row's chunk, take blocks of
+whole chunks: the one on the diagonal score by score where it has several, because a maximum over a
+block must not look ahead. Everything is computed again in the backward pass, so that between the
+passes only keys, values and what makes the bias are kept.
 """
 
 import math
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fit_model.attention.chunks import chunk_mask
 from fit_model.attention.prefix_means import prefix_means, suffix_means
 from fit_model.recompute import recomputed
 
@@ -63,14 +65,23 @@ def by_products(
 
 
 def by_scores(
-    key: Float[Tensor, "b q d"], value: Float[Tensor, "b q d"], bias: Float[Tensor, "q q"]
+    key: Float[Tensor, "b q d"],
+    value: Float[Tensor, "b q d"],
+    bias: Float[Tensor, "q q"],
+    *,
+    chunk: int,
 ) -> Sums:
     """The causal sums of a block on the diagonal, score by score; they cannot underflow."""
-    future = torch.ones_like(bias, dtype=torch.bool).triu(1)[..., None]
-    scores = (key[:, None] + bias[..., None]).masked_fill(future, -math.inf)
+    scores = key[:, None] + without_future(bias, chunk=chunk)[..., None]
     top = scores.detach().amax(2)
     weights = (scores - top[:, :, None]).exp()
     return Sums(top, weights.sum(2), torch.einsum("bqkd,bkd->bqd", weights, value))
+
+
+def without_future(bias: Float[Tensor, "q k"], *, chunk: int) -> Float[Tensor, "q k"]:
+    """The bias of the last rows, -inf where a key lies behind the row's chunk."""
+    seen = chunk_mask(*bias.shape, chunk=chunk, device=bias.device)[0, 0]
+    return bias.masked_fill(~seen, -math.inf)
 
 
 def by_softmax(
@@ -91,7 +102,7 @@ def biased_means(
     bias: Bias,
     *,
     reach: int | None = None,
-    causal: bool,
+    chunk: int | None,
 ) -> Float[Tensor, "b n d"]:
     """The means above, in float32 at least.
 
@@ -100,13 +111,13 @@ def biased_means(
         value: what each token hands over.
         bias: called for some rows and columns; only differences within a row matter.
         reach: the bias counts where |t - i| < reach and is zero elsewhere; None: everywhere.
-        causal: leave the tokens after t out of the sums.
+        chunk: leave the tokens after the end of t's chunk out of the sums; None: sum over all.
 
     Cost:
         b n^2 d multiply-adds, with a reach b n (reach + rows of a block) d; b n d numbers kept.
     """
     with torch.autocast(key.device.type, enabled=False):
-        blocks = Blocks(key, value, bias, reach=reach, causal=causal)
+        blocks = Blocks(key, value, bias, reach=reach, chunk=chunk)
         starts = blocks.plan.starts
         return torch.cat([recomputed(blocks.rows(start), key, value) for start in starts], 1)
 
@@ -117,28 +128,33 @@ class Rows:
 
     length: int
     reach: int
-    causal: bool
+    chunk: int | None
 
     @classmethod
-    def of(cls, length: int, *, reach: int | None = None, causal: bool) -> "Rows":
+    def of(cls, length: int, *, reach: int | None = None, chunk: int | None) -> "Rows":
         """For a sequence, where the bias reaches everywhere or less far."""
         within = length if reach is None else max(1, min(reach, length))
-        return cls(length=length, reach=within, causal=causal)
+        return cls(length=length, reach=within, chunk=chunk)
 
     @property
     def starts(self) -> range:
         """The first row of every block."""
-        if self.causal:
-            return range(0, self.length, CAUSAL_ROWS)
+        if self.chunk is not None:
+            return range(0, self.length, max(1, CAUSAL_ROWS // self.chunk) * self.chunk)
         size = max(CAUSAL_ROWS, BIASES_A_BLOCK // max(1, min(self.length, 2 * self.reach)))
         if self.reach < self.length:
             size = min(size, max(CAUSAL_ROWS, self.reach))
         return range(0, self.length, size)
 
+    @property
+    def inner_chunk(self) -> int | None:
+        """The chunk, where a block holds several and its rows see different keys of the block."""
+        return None if self.chunk == self.starts.step else self.chunk
+
     def block(self, start: int) -> tuple[slice, slice]:
         """Rows of the block that starts there, and the keys within the reach of any of them."""
         stop = min(start + self.starts.step, self.length)
-        last = stop if self.causal else min(self.length, stop - 1 + self.reach)
+        last = min(self.length, stop - 1 + self.reach) if self.chunk is None else stop
         return slice(start, stop), slice(max(0, start - self.reach + 1), last)
 
     def macs(self, *, width: int) -> int:
@@ -146,7 +162,7 @@ class Rows:
         total = 0
         for rows, keys in map(self.block, self.starts):
             num_rows, near = rows.stop - rows.start, keys.stop - keys.start
-            alone = num_rows if self.causal else 0
+            alone = 0 if self.inner_chunk is None else num_rows
             total += num_rows * (2 * (near - alone) + alone) * width
         return total
 
@@ -155,17 +171,17 @@ class Blocks:
     """The means of blocks of rows."""
 
     def __init__(
-        self, key: Tensor, value: Tensor, bias: Bias, *, reach: int | None, causal: bool
+        self, key: Tensor, value: Tensor, bias: Bias, *, reach: int | None, chunk: int | None
     ) -> None:
         self.length = key.shape[1]
-        self.bias, self.causal = bias, causal
-        self.plan = Rows.of(self.length, reach=reach, causal=causal)
+        self.bias, self.chunk = bias, chunk
+        self.plan = Rows.of(self.length, reach=reach, chunk=chunk)
         self.reach = self.plan.reach
         self.zero = reach == 0
         self.before = self.after = None
         if self.reach < self.length:
             self.before = prefix_means(key, value)
-            self.after = None if causal else suffix_means(key, value)
+            self.after = suffix_means(key, value) if chunk is None else None
 
     def biases(self, rows: slice, columns: slice) -> Float[Tensor, "q k"]:
         """The bias with zeros beyond its reach."""
@@ -193,12 +209,11 @@ class Blocks:
         """Sums over all that the rows see: near keys with their bias, and all those beyond."""
         bias = self.biases(rows, keys)
         parts = []
-        if not self.causal:
+        if self.plan.inner_chunk is None:
             parts.append(by_products(key[:, keys], value[:, keys], bias))
         else:
-            parts.append(
-                by_scores(key[:, rows], value[:, rows], bias[:, rows.start - keys.start :])
-            )
+            own = bias[:, rows.start - keys.start :]
+            parts.append(by_scores(key[:, rows], value[:, rows], own, chunk=self.plan.inner_chunk))
             past = slice(keys.start, rows.start)
             if past.stop > past.start:
                 known = bias[:, : rows.start - keys.start]
@@ -213,11 +228,10 @@ class Blocks:
         self, found: Tensor, lost: Tensor, key: Tensor, value: Tensor, *, rows: slice
     ) -> Tensor:
         """`found` with the entries `lost` computed one by one."""
-        seen = rows.stop if self.causal else self.length
+        seen = self.length if self.chunk is None else rows.stop
         bias = self.biases(rows, slice(0, seen))
-        if self.causal:
-            future = torch.ones_like(bias, dtype=torch.bool).triu(rows.start + 1)
-            bias = bias.masked_fill(future, -math.inf)
+        if self.chunk is not None:
+            bias = without_future(bias, chunk=self.chunk)
         parts = [
             recomputed(by_softmax, key[:, :seen], value[:, :seen], bias, entries)
             for entries in lost.split(max(1, SCORES_A_PART // seen))

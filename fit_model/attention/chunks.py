@@ -2,15 +2,16 @@
 
     may_attend[i, j] = j // chunk <= i // chunk
 
-In FIT a chunk is the latents of one group. Queries are taken some at a time against the keys that
-lie before their end, so neither scores nor mask of all pairs are ever there at once, and what no
-query of a part may see is not computed.
+In FIT a chunk is the latents of one group. Queries of softmax are taken some at a time against the
+keys that lie before their end, so neither scores nor mask of all pairs are ever there at once, and
+what no query of a part may see is not computed. Operators that go by sums over the tokens so far
+take them `at_chunk_ends`.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from fit_model.attention.operators import Operator
@@ -68,3 +69,16 @@ def chunk_mask(
     """Which keys a query may see; queries are the last of the positions."""
     number = torch.arange(num_keys, device=device) // chunk
     return (number <= number[num_keys - num_queries :, None])[None, None]
+
+
+def at_chunk_ends(
+    so_far: Shaped[Tensor, "*rest"], *, chunk: int, axis: int
+) -> Shaped[Tensor, "*rest"]:
+    """What a running quantity has become at the end of the chunk that each place lies in.
+
+    result[t] = so_far[min((t // chunk + 1) * chunk, n) - 1]
+    """
+    if chunk == 1:
+        return so_far
+    parts = so_far.split(chunk, axis)
+    return torch.cat([p.narrow(axis, -1, 1).expand_as(p) for p in parts], axis)

@@ -7,20 +7,23 @@
 
 Before eps is added, exponents are shifted by their maximum, which cancels in the ratio but for
 eps. For a query it is the maximum over its features, so that g cancels too; for keys the maximum
-over features and tokens of a sequence, or, in the causal form, over the tokens up to the query.
+over features and tokens of a sequence, or, in the causal form, over the tokens that the query sees.
 Gradients are those of all this. The stabiliser "projection" is performer-pytorch's: it shifts by
 the maximum of u instead, which is left out of gradients.
 
 Source: Choromanski et al. 2021, arXiv:2009.14794.
 """
 
+import math
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-CHUNK = 64
+from fit_model.attention.chunks import at_chunk_ends, chunk_mask
+
+AT_ONCE = 64
 """Tokens whose scores stand beside each other in the causal form."""
 
 Stabiliser = Literal["exponent", "projection"]
@@ -114,25 +117,29 @@ def causal_mix(
     seen: Seen | None,
     stabiliser: Stabiliser,
     eps: float,
+    chunk: int,
 ) -> PerHead:
-    """Every query reads itself and what came before, and depends on nothing else, eps or not.
+    """Every query reads its chunk and what came before, and depends on nothing else, eps or not.
 
-    Tokens are taken in chunks: within one, queries meet keys directly; of all earlier ones there is
-    a running sum, kept relative to the largest exponent so far so that it cannot overflow.
+    Whole chunks are taken some at a time: within such a part, queries meet keys directly; of all
+    earlier ones there is a running sum, kept relative to the largest exponent so far so that it
+    cannot overflow.
     """
     asked = query_features(query, omega, stabiliser=stabiliser, eps=eps)
     exponents, peaks = key_exponents(key, omega, seen, stabiliser=stabiliser)
     offered = (exponents - peaks[..., None]).exp()
     values = with_ones(value, seen)
-    tops = peaks.cummax(-1).values
+    tops = at_chunk_ends(peaks.cummax(-1).values, chunk=chunk, axis=2)
     top = torch.full_like(peaks[..., :1, None], torch.finfo(peaks.dtype).min)
     past = values.new_zeros(*values.shape[:2], len(omega), values.shape[-1])
-    counted = values.cumsum(-2) * eps
+    counted = at_chunk_ends(values.cumsum(-2), chunk=chunk, axis=2) * eps
     sums = []
     # split once, not sliced in the loop: the gradient of every slice would be as long as the whole
     tokens = (asked, offered, values, peaks[..., None], tops[..., None])
-    for q, k, v, peak, highest in zip(*(each.split(CHUNK, 2) for each in tokens), strict=True):
-        fade = (peak.transpose(-2, -1) - highest).tril().exp().tril()
+    size = max(1, AT_ONCE // chunk) * chunk
+    for q, k, v, peak, highest in zip(*(each.split(size, 2) for each in tokens), strict=True):
+        met = chunk_mask(q.shape[2], q.shape[2], chunk=chunk, device=q.device)
+        fade = (peak.transpose(-2, -1) - highest).masked_fill(~met, -math.inf).exp()
         recent = (q @ k.transpose(-2, -1) * fade) @ v
         sums.append(recent + (top - highest).exp() * (q @ past))
         last = highest[:, :, -1:]

@@ -41,7 +41,7 @@ MIXERS: dict[str, tuple[type, Callable[..., TokenMixer]]] = {
     "mlp_mixer": (MlpMixerConfig, MlpMixer),
 }
 CAUSAL_MIXERS = ("tssa", "aft_simple", "aft_full", "aft_local", "performer")
-"""Those with a form in which no token sees a later one."""
+"""Those with forms in which no token sees a later one, or none of a later chunk."""
 
 
 def is_softmax(operator: str) -> bool:
@@ -69,15 +69,6 @@ def require_causal(operator: str, *, setting: str) -> None:
     name = operator.partition("@")[0]
     if not is_softmax(operator) and name not in CAUSAL_MIXERS:
         raise ValueError(
-            f"{setting} {operator!r} has no causal form, which an autoregressive model needs: "
-            f"choose one of {', '.join((*OPERATORS, *CAUSAL_MIXERS))}"
-        )
-
-
-def require_softmax(operator: str, *, setting: str) -> None:
-    """Refuse an operator that cannot look back a group at a time."""
-    if not is_softmax(operator):
-        raise ValueError(
-            f"{setting} {operator!r} cannot look back a group of latents at a time, which a causal "
-            f"latent mask needs: choose one of {', '.join(OPERATORS)}"
+            f"{setting} {operator!r} has no causal form, which an autoregressive model or a causal "
+            f"latent mask needs: choose one of {', '.join((*OPERATORS, *CAUSAL_MIXERS))}"
         )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -44,9 +45,10 @@ class PerformerConfig:
 class Performer(TokenMixer):
     """FAVOR+ attention: phi(q) . sum phi(k) v^T over phi(q) . sum phi(k); see `favor`.
 
-    Keys that nobody sees have no features. Causal by prefix sums. The features omega [f, d] are
-    shared by the heads and no parameter; they are saved with the weights and stay as drawn until
-    `redraw`. With eps 0 a query that no key's features meet gives zeros.
+    Keys that nobody sees have no features. Causal by prefix sums, up to the end of a token's chunk
+    where there are chunks. The features omega [f, d] are shared by the heads and no parameter; they
+    are saved with the weights and stay as drawn until `redraw`. With eps 0 a query that no key's
+    features meet gives zeros.
 
     Cost: b n (4 w^2 + 2 f (w + h d)) multiply-adds, b h n f memory; causal adds b n 64 (f + d) h.
     Source: Choromanski et al. 2021, arXiv:2009.14794; eps and d ln d as performer-pytorch 1.1.4.
@@ -63,7 +65,7 @@ class Performer(TokenMixer):
     ) -> None:
         super().__init__()
         head = head_width(width, heads, operator="performer")
-        self.config, self.heads, self.causal = config, heads, place.causal
+        self.config, self.heads, self.sight = config, heads, place.sight
         self.query = projection(width, width, bias=config.qkv_bias)
         self.key = projection(width, width, bias=config.qkv_bias)
         self.value = projection(width, width, bias=config.qkv_bias)
@@ -90,7 +92,7 @@ class Performer(TokenMixer):
         )
         if self.rotary is not None:
             query, key = self.rotary(query, key)
-        mix = {"none": favor.mix, "tokens": favor.causal_mix}[self.causal]
+        mix = favor.mix if self.sight is None else partial(favor.causal_mix, chunk=self.sight)
         mixed = mix(
             exact(query),
             exact(key),

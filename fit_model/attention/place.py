@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+FREE_OF_LENGTH = "use tssa, xca, performer, aft_simple or softmax"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -14,8 +16,11 @@ class Place:
     """Rows and columns, when the sequence is a grid read row by row."""
     prefix: int = 0
     """Tokens before the grid, such as a class token."""
-    causal: Literal["none", "tokens"] = "none"
-    """"tokens" when no token may see a later one."""
+    causal: Literal["none", "tokens", "chunks"] = "none"
+    """"tokens" when no token may see a later one; "chunks" when it may see those of its own chunk,
+    later ones included, and of the chunks before it."""
+    chunk: int | None = None
+    """Tokens of a chunk, the last one perhaps fewer; for causal "chunks" only."""
 
     def __post_init__(self) -> None:
         if self.num_tokens is not None and self.num_tokens < 1:
@@ -24,8 +29,15 @@ class Place:
             raise ValueError(f"grid is {self.grid}; give rows and columns, both at least 1")
         if self.prefix < 0:
             raise ValueError(f"prefix is {self.prefix}; it counts tokens, so at least 0")
-        if self.causal not in ("none", "tokens"):
-            raise ValueError(f"causal is {self.causal!r}; use 'none' or 'tokens'")
+        if self.causal not in ("none", "tokens", "chunks"):
+            raise ValueError(f"causal is {self.causal!r}; use 'none', 'tokens' or 'chunks'")
+        if (self.causal == "chunks") != (self.chunk is not None):
+            raise ValueError(
+                f"causal is {self.causal!r} and chunk {self.chunk}; give the tokens of a chunk for "
+                "'chunks', and for nothing else"
+            )
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; a chunk has at least one token")
         if self.grid is not None and self.num_tokens is not None:
             held = self.prefix + self.grid[0] * self.grid[1]
             if held != self.num_tokens:
@@ -34,14 +46,19 @@ class Place:
                     f"other tokens holds {held}; give one of the two"
                 )
 
-    def length(self, *, operator: str) -> int:
+    @property
+    def sight(self) -> int | None:
+        """Tokens of the chunks at whose ends sight ends: 1 for "tokens", None for no end."""
+        return 1 if self.causal == "tokens" else self.chunk
+
+    def length(self, *, operator: str, otherwise: str = FREE_OF_LENGTH) -> int:
         """The longest sequence; ValueError when `operator` needs it and nobody said."""
         if self.num_tokens is not None:
             return self.num_tokens
         if self.grid is None:
             raise ValueError(
                 f"{operator} has weights for every position, but the length of the sequence is "
-                "not fixed here; fix it, or use tssa, xca, performer, aft_simple or softmax"
+                f"not fixed here; fix it (num_groups, in FIT), or {otherwise}"
             )
         return self.prefix + self.grid[0] * self.grid[1]
 

@@ -79,35 +79,58 @@ def test_a_diffusion_model_learns_with_every_operator(operator):
     assert losses.isfinite().all()
 
 
+@pytest.mark.parametrize("stream", ["local", "global"])
 @pytest.mark.parametrize("name", CAUSAL_MIXERS)
-def test_a_sub_pixel_depends_on_nothing_behind_it_with_any_causal_operator(name):
-    model = randomize(causal_decoder(local_operator=SHORT.get(name, name))).double()
+def test_a_sub_pixel_depends_on_nothing_behind_it_with_any_causal_operator(name, stream):
+    chosen = {f"{stream}_operator": SHORT.get(name, name), "face": {"num_groups": 4}}
+    model = randomize(causal_decoder(**chosen)).double()
     found = dependence(model, shift=True)
     assert not (found & ~STRICT).any()
-    assert found.sum() > EVERY.sum() / 4
+    assert found.sum() > (STRICT.sum() - 1 if stream == "global" else EVERY.sum() / 4)
+
+
+@pytest.mark.parametrize("stream", ["local", "global"])
+@pytest.mark.parametrize("name", CAUSAL_MIXERS)
+def test_caches_change_no_level_with_any_causal_operator(name, stream):
+    chosen = {f"{stream}_operator": SHORT.get(name, name), "face": {"num_groups": 4}}
+    require_same(decoder(**chosen), sampling=DecodingConfig(guidance=0.5))
 
 
 @pytest.mark.parametrize("name", CAUSAL_MIXERS)
-def test_caches_change_no_level_with_any_causal_operator(name):
-    operator = SHORT.get(name, name)
-    require_same(decoder(local_operator=operator), sampling=DecodingConfig(guidance=0.5))
+@torch.no_grad()
+def test_latents_look_back_a_group_at_a_time_with_any_causal_operator(name):
+    config = model_config(
+        trunk=trunk("global", SHORT.get(name, name)), latent_mask="causal", num_groups=GROUPS
+    )
+    model = randomize(build(config)).double().eval()
+    images = [image(1, 4, seed=1), image(1, 1, seed=2), image(1, 3, seed=3)]
+    together = model(collate(images))
+    for number, alone in enumerate(images):
+        torch.testing.assert_close(model(alone)[0], together[number], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("stream", ["local", "global"])
 @pytest.mark.parametrize("name", sorted(MIXERS.keys() - set(CAUSAL_MIXERS)))
-def test_an_operator_without_a_causal_form_is_refused_by_name(name):
+def test_an_operator_without_a_causal_form_is_refused_by_name(name, stream):
     operator = SHORT.get(name, name)
-    chosen = trunk("local", operator, layers="(1)")
-    with pytest.raises(ValueError, match=f"trunk.local_operator '{operator}' has no causal form"):
-        generator_config("autoregressive", trunk=chosen)
+    said = f"trunk.{stream}_operator '{operator}' has no causal form.*choose one of .*, tssa, aft"
+    with pytest.raises(ValueError, match=said):
+        generator_config("autoregressive", trunk=trunk(stream, operator, layers="(1)1(1)"))
+    if stream == "global":
+        with pytest.raises(ValueError, match=said):
+            model_config(trunk=trunk(stream, operator), latent_mask="causal")
+        with pytest.raises(ValueError, match=said):
+            generator_config("diffusion", trunk=trunk(stream, operator), latent_mask="causal")
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_latents_that_look_back_a_group_at_a_time_need_softmax(operator):
-    said = f"global_operator '{operator}' cannot look back a group of latents at a time"
-    with pytest.raises(ValueError, match=said):
-        generator_config("autoregressive", trunk=trunk("global", operator, layers="(1)1(1)"))
-    with pytest.raises(ValueError, match=said):
-        build(model_config(trunk=trunk("global", operator), latent_mask="causal"))
+def test_an_autoregressive_model_of_any_number_of_patches_cannot_learn_a_bias_for_each():
+    def config(operator):
+        return generator_config("autoregressive", trunk=trunk("global", operator, layers="(1)1(1)"))
+
+    with pytest.raises(ValueError, match=r"num_groups.*or set score_bias to 'none'"):
+        num_parameters(config("tssa"))
+    free = config("tssa@score_bias=none")
+    assert sum(each.numel() for each in build(free).parameters()) == num_parameters(free)
 
 
 @pytest.mark.parametrize("name", ["linformer", "aft_full", "mlp_mixer"])

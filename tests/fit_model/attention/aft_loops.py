@@ -107,7 +107,7 @@ def loop(mixer, x, may_attend=None):
     rows = []
     for t in range(num_tokens):
         above = below = torch.zeros_like(value[:, 0])
-        for i in range(t + 1 if mixer.causal else num_tokens):
+        for i in range(t + 1 if mixer.sight else num_tokens):
             place = (t, i)
             if isinstance(mixer, AftConv):  # the same for all pairs this far apart
                 columns = GRIDS[num_tokens][1] if mixer.grid else num_tokens
