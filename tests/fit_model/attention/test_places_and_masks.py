@@ -44,6 +44,9 @@ def test_a_place_knows_its_length_from_its_grid():
         ({"grid": (0, 4)}, r"grid is \(0, 4\); give rows and columns"),
         ({"prefix": -1}, "prefix is -1; it counts tokens"),
         ({"num_tokens": 12, "grid": (3, 4), "prefix": 1}, "num_tokens is 12, but a grid .* 13"),
+        ({"causal": "chunks"}, "causal is 'chunks' and chunk None; give the tokens of a chunk"),
+        ({"chunk": 3}, "causal is 'none' and chunk 3; give the tokens of a chunk for 'chunks'"),
+        ({"causal": "chunks", "chunk": 0}, "chunk is 0; a chunk has at least one token"),
     ],
 )
 def test_a_place_that_cannot_be_is_refused(settings, message):
