@@ -108,6 +108,11 @@ def mix(
     return ratio(asked @ (offered.transpose(-2, -1) @ with_ones(value, seen)))
 
 
+def part_size(*, chunk: int) -> int:
+    """How many tokens the causal form takes at once: whole chunks, about AT_ONCE tokens."""
+    return max(1, AT_ONCE // chunk) * chunk
+
+
 def causal_mix(
     query: PerHead,
     key: PerHead,
@@ -136,7 +141,7 @@ def causal_mix(
     sums = []
     # split once, not sliced in the loop: the gradient of every slice would be as long as the whole
     tokens = (asked, offered, values, peaks[..., None], tops[..., None])
-    size = max(1, AT_ONCE // chunk) * chunk
+    size = part_size(chunk=chunk)
     for q, k, v, peak, highest in zip(*(each.split(size, 2) for each in tokens), strict=True):
         met = chunk_mask(q.shape[2], q.shape[2], chunk=chunk, device=q.device)
         fade = (peak.transpose(-2, -1) - highest).masked_fill(~met, -math.inf).exp()

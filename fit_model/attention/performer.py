@@ -108,9 +108,10 @@ class Performer(TokenMixer):
         """Multiply-adds of a sequence."""
         width, heads, features = self.query.in_features, self.heads, len(self.omega)
         total = num_tokens * (self.linear_macs() + 2 * features * (2 * width + heads))
-        if self.causal == "tokens":
-            chunks = [favor.CHUNK] * (num_tokens // favor.CHUNK) + [num_tokens % favor.CHUNK]
-            total += sum(chunk**2 for chunk in chunks) * (heads * (features + 1) + width)
+        if self.sight is not None:
+            size = favor.part_size(chunk=self.sight)
+            parts = [size] * (num_tokens // size) + [num_tokens % size]
+            total += sum(part**2 for part in parts) * (heads * (features + 1) + width)
         return total
 
 

@@ -51,8 +51,11 @@ def test_a_sequence_costs_as_many_multiply_adds_as_pytorch_counts(operator, grid
 
 @pytest.mark.parametrize("operator", CAUSAL)
 @pytest.mark.parametrize("num_tokens", [5, 63, 144])
-def test_a_causal_sequence_costs_as_many_multiply_adds_as_pytorch_counts(operator, num_tokens):
-    require_counted(operator, Place(num_tokens=144, causal="tokens"), num_tokens)
+@pytest.mark.parametrize("chunk", [1, 3, 40])
+def test_a_causal_sequence_costs_as_many_multiply_adds_as_pytorch_counts(
+    operator, chunk, num_tokens
+):
+    require_counted(operator, Place(num_tokens=144, causal="chunks", chunk=chunk), num_tokens)
 
 
 @pytest.mark.parametrize("operator", ["softmax", "softmax_reference", *MIXERS])
