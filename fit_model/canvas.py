@@ -13,6 +13,7 @@ from fit_model.encoder import EncoderConfig
 from fit_model.groups import Places
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
+from fit_model.vix import VixConfig
 
 MOST_PIXELS = 2**31
 """Of an image to be made; a configuration that was downloaded may declare any size."""
@@ -81,6 +82,8 @@ def canvas_of(
 def known_groups(config: ModelConfig) -> int | None:
     """Stored groups of every image that the model was built for; None where any number will do."""
     face = config.face
+    if isinstance(face, VixConfig):
+        return face.grid_rows * face.grid_columns
     one_number_only = face.latent_position != "coordinate" or (
         isinstance(face, EncoderConfig) and face.group_token != "none"
     )

@@ -62,12 +62,19 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _choice(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    """A value of one of several types: None, or the dataclass whose kind the value names."""
+    """A value of one of several types: None, one or many, or the dataclass of the named kind."""
     if value is None and type(None) in options:
         return None
     left = [option for option in options if option is not type(None)]
     if len(left) == 1:
         return _value(left[0], value, where)
+    plain = [option for option in left if not is_dataclass(option)]
+    for option in plain:
+        with suppress(ValueError):
+            return _value(option, value, where)
+    if plain:
+        wanted = " or ".join(map(_wanted, plain))
+        raise ValueError(f"{where} is {value!r}: {wanted} is wanted")
     kinds = {option.kind: option for option in left}
     name = value.get("kind") if isinstance(value, Mapping) else None
     if name not in kinds:

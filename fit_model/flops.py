@@ -30,6 +30,8 @@ from fit_model.encoder import EncoderConfig
 from fit_model.heads import PredictConfig
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
+from fit_model.vix import VixConfig
+from fit_model.vix_costs import vix_macs, vix_parameters
 
 
 def forward_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
@@ -37,8 +39,10 @@ def forward_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
 
     For a diffusion model with self-conditioning this is one of the two passes of a training step.
     """
-    face, trunk = config.face, config.face.trunk
-    groups = sum(groups_per_image)
+    face = config.face
+    if isinstance(face, VixConfig):
+        return len(groups_per_image) * vix_macs(face, config.input)
+    trunk, groups = face.trunk, sum(groups_per_image)
     tokens = groups * config.num_tokens
     patches = (config.input.group_side_px // face.patch_px) ** 2
     if isinstance(face, AutoregressiveConfig):
@@ -130,12 +134,12 @@ def num_parameters(config: ModelConfig) -> int:
             num_classes=_num_classes(config),
         )
     head = cast(PredictConfig, config.head)
-    pooled = face.trunk.latent_width if head.pool == "latents" else face.trunk.width
-    return (
-        encoder_parameters(face, num_tokens=config.num_tokens, inputs=inputs)
-        + 2 * pooled
-        + (pooled + 1) * head.num_outputs
-    )
+    if isinstance(face, VixConfig):
+        pooled, body = face.width, vix_parameters(face, config.input)
+    else:
+        pooled = face.trunk.latent_width if head.pool == "latents" else face.trunk.width
+        body = encoder_parameters(face, num_tokens=config.num_tokens, inputs=inputs)
+    return body + 2 * pooled + (pooled + 1) * head.num_outputs
 
 
 def encoder_parameters(face: EncoderConfig, *, num_tokens: int, inputs: int) -> int:

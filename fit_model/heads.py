@@ -77,7 +77,7 @@ PredictConfig = ClassifyConfig | RegressConfig
 
 
 class Head(nn.Module):
-    """Mean over an image, LayerNorm, linear; what the outputs mean is up to the kind of head."""
+    """Mean over an image, LayerNorm, linear; what outputs mean is up to the kind of head."""
 
     def __init__(self, *, pool: Pool, width: int, num_outputs: int) -> None:
         super().__init__()
@@ -87,7 +87,10 @@ class Head(nn.Module):
 
     def forward(self, encoded: EncoderOutput) -> Outputs:
         """One row of outputs an image, in float32 at least."""
-        pooled = mean_over_images(encoded, pool=self.pool)
+        return self.outputs(mean_over_images(encoded, pool=self.pool))
+
+    def outputs(self, pooled: Float[Tensor, "b e"]) -> Outputs:
+        """The same from what is known of each image."""
         outputs = self.project(self.norm(pooled))
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 

@@ -1,4 +1,4 @@
-"""What makes a model, and what every model can do, whichever of FIT's faces it is.
+"""What makes a model, and what every model can do, whichever of its faces it has.
 
 Targets are class numbers [b], numbers [b k], or None where nothing is asked for. Seeds are one an
 image: what a model draws for an image depends on nothing else, so neither on the number of workers
@@ -19,13 +19,14 @@ from fit_model.heads import ClassifyConfig, RegressConfig
 from fit_model.pixels import GenerateConfig
 from fit_model.shapes import Outputs
 from fit_model.tokens import InputConfig
+from fit_model.vix import VixConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that builds a model: which face of FIT, its pixels, and what it is for."""
+    """Everything that builds a model: which face, its pixels, and what it is for."""
 
-    face: EncoderConfig | DiffusionConfig | AutoregressiveConfig
+    face: EncoderConfig | DiffusionConfig | AutoregressiveConfig | VixConfig
     input: InputConfig
     head: ClassifyConfig | RegressConfig | GenerateConfig
 
@@ -36,21 +37,29 @@ class ModelConfig:
                 f"group_side_px {side_px} is no multiple of patch_px {patch_px}: "
                 "choose another patch, or cut the images into other groups"
             )
-        predicts = isinstance(self.face, EncoderConfig)
+        predicts = isinstance(self.face, EncoderConfig | VixConfig)
         if predicts == isinstance(self.head, GenerateConfig):
             wanted = "classify or regress" if predicts else "generate"
             raise ValueError(
                 f"a model of kind {self.face.kind!r} cannot {self.head.kind}: "
                 f"take target.kind {wanted}"
             )
-        self._refuse_layers_without_effect()
+        if not isinstance(self.face, VixConfig):
+            self._refuse_layers_without_effect(self.face)
+        elif isinstance(self.head, ClassifyConfig | RegressConfig) and self.head.pool != "latents":
+            raise ValueError(
+                f"a model of kind 'vix' pools {self.face.pooling} as its own setting pooling says: "
+                "leave target.pool out"
+            )
 
-    def _refuse_layers_without_effect(self) -> None:
-        layers = self.face.trunk.layers
-        ends_globally = self.face.trunk.blocks[-1].num_across > 0
+    def _refuse_layers_without_effect(
+        self, face: EncoderConfig | DiffusionConfig | AutoregressiveConfig
+    ) -> None:
+        layers = face.trunk.layers
+        ends_globally = face.trunk.blocks[-1].num_across > 0
         if isinstance(self.head, GenerateConfig):
-            blind = not any(block.num_across for block in self.face.trunk.blocks)
-            if blind and isinstance(self.face, DiffusionConfig):
+            blind = not any(block.num_across for block in face.trunk.blocks)
+            if blind and isinstance(face, DiffusionConfig):
                 raise ValueError(
                     f"layers {layers!r} have no global layers, and without them a diffusion model "
                     "is not told how much noise there is: take for example '(2)4(2)'"
@@ -85,7 +94,7 @@ class ModelConfig:
 
 
 class Model(nn.Module):
-    """A face of FIT on pixels; `model.config` builds the same model again."""
+    """A face on pixels; `model.config` builds the same model again."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

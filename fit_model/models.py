@@ -8,11 +8,13 @@ from fit_model.diffusion import DiffusionModel
 from fit_model.encoder_model import EncoderModel
 from fit_model.model import Model, ModelConfig
 from fit_model.subpixel_model import AutoregressiveModel
+from fit_model.vix_model import VixModel
 
 MODELS: dict[str, Callable[[ModelConfig], Model]] = {
     "encoder": EncoderModel,
     "diffusion": DiffusionModel,
     "autoregressive": AutoregressiveModel,
+    "vix": VixModel,
 }
 
 

@@ -14,6 +14,7 @@ Source: Jeevan & Sethi 2021, arXiv:2107.02239 (convolutions); El-Nouby et al. 20
 arXiv:2106.09681 (xcit, which ToST has too).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -55,7 +56,19 @@ class XcitConfig:
     norm: Literal["group", "batch"] = "group"
 
 
-class Linear(Stem):
+class PixelStem(nn.Module, ABC):
+    """Squares to tokens, at a cost that is known."""
+
+    @abstractmethod
+    def forward(self, squares: Squares) -> DataTokens:
+        """Tokens in the dtype of the weights."""
+
+    @abstractmethod
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of so many tokens."""
+
+
+class Linear(Stem, PixelStem):
     """The dense layer on the values of a patch. Cost: c d multiply-adds a patch of c values."""
 
     def __init__(self, config: LinearConfig, *, patch_px: int, bands: int, width: int) -> None:
@@ -67,6 +80,10 @@ class Linear(Stem):
     def forward(self, squares: Squares) -> DataTokens:
         """Tokens in the dtype of the weights."""
         return super().forward(patches_of(squares, patch_px=self.patch_px))
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of so many tokens."""
+        return num_tokens * self.project.weight.numel()
 
 
 class BatchNorm(nn.Module):
@@ -100,7 +117,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 NORMS: dict[str, Callable[[int], nn.Module]] = {"group": group_norm, "batch": BatchNorm}
 
 
-class Convolutional(nn.Module):
+class Convolutional(PixelStem):
     """A stem that is a row of modules on maps [g channels rows columns]."""
 
     def __init__(self, *layers: nn.Module) -> None:
@@ -112,6 +129,15 @@ class Convolutional(nn.Module):
         first = next(self.layers.parameters())
         maps = self.layers(squares.to(first.dtype).movedim(-1, 1))
         return maps.flatten(2).transpose(1, 2)
+
+    def macs(self, num_tokens: int) -> int:
+        """Multiply-adds of so many tokens."""
+        total, points = 0, num_tokens
+        for layer in reversed(self.layers):
+            if isinstance(layer, nn.Conv2d):
+                total += points * layer.weight.numel()
+                points *= layer.stride[0] ** 2
+        return total
 
 
 def convolution(inputs: int, outputs: int, *, stride: int, bias: bool) -> nn.Conv2d:
@@ -183,7 +209,7 @@ KINDS: dict[str, type[StemConfig]] = {
     "convolutions": ConvolutionsConfig,
     "xcit": XcitConfig,
 }
-STEMS: dict[str, Callable[..., nn.Module]] = {
+STEMS: dict[str, Callable[..., PixelStem]] = {
     "linear": Linear,
     "convolutions": Convolutions,
     "xcit": Xcit,
@@ -195,7 +221,7 @@ def read_stem(stem: str, *, setting: str = "stem") -> StemConfig:
     return read_choice(stem, KINDS, setting=setting)
 
 
-def build_stem(stem: str, *, patch_px: int, bands: int, width: int) -> nn.Module:
+def build_stem(stem: str, *, patch_px: int, bands: int, width: int) -> PixelStem:
     """The stem as `stem` says: squares [g height width bands] to tokens [g n width]."""
     config = read_stem(stem)
     return STEMS[config.kind](config, patch_px=patch_px, bands=bands, width=width)

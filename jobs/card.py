@@ -7,12 +7,15 @@ from fit_model.flops import num_parameters
 from fit_model.heads import ClassifyConfig
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
+from fit_model.vix import VixConfig
 from pipeline.dataset import Dataset
 
 FACES = {
-    "encoder": "encoder",
-    "diffusion": "diffusion decoder",
-    "autoregressive": "autoregressive decoder",
+    "encoder": "FIT encoder (Far-reaching Interleaved Transformers, arXiv:2305.12689)",
+    "diffusion": "FIT diffusion decoder (Far-reaching Interleaved Transformers, arXiv:2305.12689)",
+    "autoregressive": "FIT autoregressive decoder (Far-reaching Interleaved Transformers, "
+    "arXiv:2305.12689)",
+    "vix": "ViX, a plain vision transformer (Vision X-formers, arXiv:2107.02239)",
 }
 
 
@@ -39,6 +42,19 @@ def size_of(model: ModelConfig) -> str:
     return "any number of groups an image"
 
 
+def body_of(model: ModelConfig) -> str:
+    """What lies between pixels and head."""
+    face = model.face
+    if isinstance(face, VixConfig):
+        operators = ", ".join(dict.fromkeys(face.operators))
+        return f"{face.depth} layers of width {face.width}, {face.heads} heads, {operators}"
+    trunk = face.trunk
+    return (
+        f"layers {trunk.layers}, widths {trunk.width} and {trunk.latent_width},\n"
+        f"  {trunk.latents_per_group} latents a group"
+    )
+
+
 def model_card(
     name: str,
     model: ModelConfig,
@@ -50,7 +66,7 @@ def model_card(
     metrics: Mapping[str, float],
 ) -> str:
     """Markdown for the registry's page and for the folder that `models pull` gives."""
-    trunk, pixels = model.face.trunk, model.input
+    pixels = model.input
     images = [image for image in dataset.images(split) if image.groups]
     sizes = sorted({(image.height_px, image.width_px) for image in images})
     shown = ", ".join([f"{height} x {width}" for height, width in sizes[:6]])
@@ -59,14 +75,13 @@ def model_card(
     figures = "\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(metrics.items()))
     return f"""# {name}
 
-FIT {FACES[model.face.kind]} (Far-reaching Interleaved Transformers, arXiv:2305.12689),
+{FACES[model.face.kind]},
 {parameters:,} parameters.
 
 - **{purpose(model)}
 - **Images** of {pixels.bands} bands in groups of {pixels.group_side_px} px,
   patches of {model.face.patch_px} px; {size_of(model)}
-- **Body** layers {trunk.layers}, widths {trunk.width} and {trunk.latent_width},
-  {trunk.latents_per_group} latents a group
+- **Body** {body_of(model)}
 - **Trained on** {len(images)} images ({shown} px), dataset digest
   `{dataset.info.digest}`
 - **Run** `{run_id}`, {total_steps} steps

@@ -1,4 +1,4 @@
-"""Train FIT on a preprocessed dataset, over Ray workers, with DeepSpeed, recorded in MLflow.
+"""Train FIT or ViX on a preprocessed dataset, over Ray workers, with DeepSpeed, recorded in MLflow.
 
 Run      farreach train CONFIG.yaml [key=value ...]
 Submit   farreach submit train CONFIG.yaml [key=value ...] --address http://HEAD:8265
@@ -23,6 +23,7 @@ from fit_model.encoder import EncoderConfig
 from fit_model.flops import num_parameters
 from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
+from fit_model.vix import VixConfig
 from jobs import registry
 from jobs.batches import BatchConfig
 from jobs.card import model_card
@@ -54,7 +55,7 @@ class TrainConfig:
     """Of the run; its checkpoints lie in storage_path/name."""
     dataset: str
     total_steps: int
-    model: EncoderConfig | DiffusionConfig | AutoregressiveConfig
+    model: EncoderConfig | DiffusionConfig | AutoregressiveConfig | VixConfig
     target: ClassifyTarget | RegressTarget | GenerateTarget
     storage_path: str = "runs"
     split: str = "train"

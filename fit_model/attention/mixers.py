@@ -21,6 +21,7 @@ from fit_model.attention.nystromformer import Nystromformer, NystromformerConfig
 from fit_model.attention.operators import OPERATORS
 from fit_model.attention.performer import Performer, PerformerConfig
 from fit_model.attention.place import Place
+from fit_model.attention.rotary import Rotary
 from fit_model.attention.token_mixer import TokenMixer
 from fit_model.attention.tssa import TssaConfig
 from fit_model.attention.tssa_causal import tssa_mixer
@@ -57,11 +58,14 @@ def read_operator(operator: str, *, setting: str) -> Any:
     return read_choice(operator, kinds, setting=setting, others=tuple(OPERATORS))
 
 
-def build_mixer(operator: str, *, width: int, heads: int, place: Place) -> TokenMixer:
+def build_mixer(
+    operator: str, *, width: int, heads: int, place: Place, rotary: Rotary | None = None
+) -> TokenMixer:
     """The layer that mixes tokens as `operator` says; not for softmax."""
     config = read_operator(operator, setting="operator")
     make = MIXERS[config.kind][1]
-    return make(config, width=width, heads=heads, place=place)
+    turned = {} if rotary is None else {"rotary": rotary}
+    return make(config, width=width, heads=heads, place=place, **turned)
 
 
 def require_causal(operator: str, *, setting: str) -> None:
