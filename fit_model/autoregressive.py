@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.attention.mixers import require_causal
 from fit_model.attention.place import Place
 from fit_model.body import Reach, Trunk, TrunkConfig, latents_place
 from fit_model.groups import Places
@@ -76,8 +75,8 @@ class AutoregressiveConfig:
         checks.rate(label_dropout=self.label_dropout)
         if not 2 <= self.num_levels <= 65536:
             raise ValueError(f"num_levels is {self.num_levels}: take 2 to 65536")
-        require_causal(self.trunk.local_operator, setting="trunk.local_operator")
-        require_causal(self.trunk.global_operator, setting="trunk.global_operator")
+        self.trunk.require_causal_tokens()
+        self.trunk.require_causal_latents()
 
     def reach(self, num_tokens: int) -> Reach:
         """Who sees whom, when a patch has so many sub-pixels."""

@@ -7,22 +7,35 @@ pair, 1.89 L^(4/3) m^(2/3) at the best n, instead of L^2.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from torch import nn
 
+from fit_model.attention.bixt import BidirectionalLayer, BixtConfig
 from fit_model.attention.chunks import InChunks
 from fit_model.attention.mixers import build_mixer, is_softmax
 from fit_model.attention.operators import CAUSAL_OPERATORS, OPERATORS
 from fit_model.attention.place import Place
+from fit_model.attention.rotary import Rotary, RotatedOperator, build_rotary, read_rotary
 from fit_model.layers import CrossLayer, FeedForwardLayer, SelfHeads, SelfLayer
 from fit_model.layout import ImageLayout
-from fit_model.moves import Across, Condition, Local, Read, Skip, Write
-from fit_model.recompute import CHECKPOINTING, GROUPWISE
+from fit_model.moves import (
+    Across,
+    Apart,
+    Condition,
+    Local,
+    Read,
+    ReadBack,
+    ReadEachOther,
+    Skip,
+    Streams,
+    Write,
+)
+from fit_model.recompute import CHECKPOINTING, GROUPWISE, Run
 from fit_model.shapes import Context, DataTokens, Latents, ValidTokens
-from fit_model.trunk_config import BlockPlan, TrunkConfig
+from fit_model.trunk_config import BlockPlan, Reading, TrunkConfig
 
 LatentMask = Literal["none", "causal"]
 """Whether latents see all of their image, or their own group and the groups before it."""
@@ -49,50 +62,65 @@ class Reach:
 class Block(nn.Module):
     """The moves of one block: local, read, condition, across, write."""
 
-    def __init__(
-        self,
-        config: TrunkConfig,
-        plan: BlockPlan,
-        *,
-        reach: Reach,
-        writes: bool,
-    ) -> None:
+    def __init__(self, config: TrunkConfig, plan: BlockPlan, *, reach: Reach) -> None:
         super().__init__()
         run, groupwise = CHECKPOINTING[config.checkpointing], GROUPWISE[config.checkpointing]
-        local = [local_layer(config, reach=reach) for _ in range(plan.num_local)]
-        across = [global_layer(config, reach=reach) for _ in range(plan.num_across)]
+        local = [local_layer(config, plan, reach=reach) for _ in range(plan.num_local)]
+        across = [global_layer(config, plan, reach=reach) for _ in range(plan.num_across)]
         conditioned = across and reach.flow == "conditioned"
         self.local = Local(local, run=groupwise) if local else Skip()
-        self.read = Read(**reading(config), run=groupwise) if across else Skip()
+        self.read = READINGS[plan.reading](config, run=groupwise)
         self.condition = Condition(condition_layer(config), run=run) if conditioned else Skip()
         self.across = Across(across, run=run) if across else Skip()
-        self.write = Write(**writing(config), run=groupwise) if writes else Skip()
+        self.write = Write(**tokens_ask(config), run=groupwise) if plan.writes else Skip()
 
 
-def reading(config: TrunkConfig) -> dict[str, Any]:
-    """The layers of a read."""
+def latents_ask(config: TrunkConfig) -> dict[str, Any]:
+    """The layers of latents that read tokens."""
     return exchange_layers(config, query_width=config.latent_width, key_width=config.width)
 
 
-def writing(config: TrunkConfig) -> dict[str, Any]:
-    """The layers of a write."""
+def tokens_ask(config: TrunkConfig) -> dict[str, Any]:
+    """The layers of tokens that read latents."""
     return exchange_layers(config, query_width=config.width, key_width=config.latent_width)
 
 
 def exchange_layers(config: TrunkConfig, *, query_width: int, key_width: int) -> dict[str, Any]:
     """The attention between the streams, and the feed-forward that may follow it."""
     heads = min(config.heads, config.latent_heads)
-    followed = config.after_exchange == "feed_forward"
     return {
         "layer": CrossLayer(
             query_width=query_width, key_width=key_width, heads=heads, key_norm=config.key_norm
         ),
-        "after": FeedForwardLayer(
-            width=query_width, mlp_ratio=config.mlp_ratio, dropout=0.0, drop_path=0.0
-        )
-        if followed
-        else None,
+        "after": feed_forward_after(config, width=query_width),
     }
+
+
+def feed_forward_after(config: TrunkConfig, *, width: int) -> FeedForwardLayer | None:
+    """What follows an exchange in the stream that has read."""
+    if config.after_exchange == "nothing":
+        return None
+    return FeedForwardLayer(width=width, mlp_ratio=config.mlp_ratio, dropout=0.0, drop_path=0.0)
+
+
+def read_each_other(config: TrunkConfig, *, run: Run) -> ReadEachOther:
+    """Both streams by one matrix of scores."""
+    width, latent_width = config.width, config.latent_width
+    heads = min(config.heads, config.latent_heads)
+    return ReadEachOther(
+        BidirectionalLayer(BixtConfig(), token_width=width, latent_width=latent_width, heads=heads),
+        after_tokens=feed_forward_after(config, width=width),
+        after_latents=feed_forward_after(config, width=latent_width),
+        run=run,
+    )
+
+
+READINGS: dict[Reading, Callable[..., nn.Module]] = {
+    "none": lambda config, run: Apart(),
+    "latents": lambda config, run: Read(**latents_ask(config), run=run),
+    "tokens": lambda config, run: ReadBack(**tokens_ask(config), run=run),
+    "both": read_each_other,
+}
 
 
 def condition_layer(config: TrunkConfig) -> CrossLayer:
@@ -101,7 +129,9 @@ def condition_layer(config: TrunkConfig) -> CrossLayer:
     return CrossLayer(query_width=width, key_width=width, heads=heads, key_norm=config.key_norm)
 
 
-def local_layer(config: TrunkConfig, *, reach: Reach) -> SelfLayer | FeedForwardLayer:
+def local_layer(
+    config: TrunkConfig, plan: BlockPlan, *, reach: Reach
+) -> SelfLayer | FeedForwardLayer:
     """A layer of the data stream."""
     common: dict[str, Any] = {
         "width": config.width,
@@ -111,18 +141,30 @@ def local_layer(config: TrunkConfig, *, reach: Reach) -> SelfLayer | FeedForward
     }
     if config.local_mixing == "none":
         return FeedForwardLayer(**common)
-    operator, width, heads = config.local_operator, config.width, config.heads
+    operator, width, heads = plan.local_operator, config.width, config.heads
+    rotary = local_rotary(config, reach=reach)
     if is_softmax(operator):
-        operators = CAUSAL_OPERATORS if reach.flow == "causal" else OPERATORS
-        mixer: nn.Module = SelfHeads(width=width, heads=heads, attend=operators[operator])
+        attend = (CAUSAL_OPERATORS if reach.flow == "causal" else OPERATORS)[operator]
+        if rotary is not None:
+            attend = RotatedOperator(attend, rotary)
+        mixer: nn.Module = SelfHeads(width=width, heads=heads, attend=attend)
     else:
-        mixer = build_mixer(operator, width=width, heads=heads, place=reach.local)
+        mixer = build_mixer(operator, width=width, heads=heads, place=reach.local, rotary=rotary)
     return SelfLayer(mixer=mixer, **common)
 
 
-def global_layer(config: TrunkConfig, *, reach: Reach) -> SelfLayer:
+def local_rotary(config: TrunkConfig, *, reach: Reach) -> Rotary | None:
+    """The code that turns queries and keys of a local layer."""
+    width, heads = config.width, config.heads
+    chosen = read_rotary(config.local_rotary, width=width, heads=heads, setting="local_rotary")
+    if chosen is None:
+        return None
+    return build_rotary(chosen, width=width, heads=heads, place=reach.local)
+
+
+def global_layer(config: TrunkConfig, plan: BlockPlan, *, reach: Reach) -> SelfLayer:
     """A layer of the latent stream."""
-    operator, width, heads = config.global_operator, config.latent_width, config.latent_heads
+    operator, width, heads = plan.global_operator, config.latent_width, config.latent_heads
     if is_softmax(operator):
         attend = OPERATORS[operator]
         if reach.latent_mask == "causal":
@@ -155,26 +197,18 @@ def latents_place(config: TrunkConfig, *, num_groups: int | None, latent_mask: L
     return Place(num_tokens=known)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Streams:
-    """The two streams of the trunk."""
-
-    tokens: DataTokens
-    latents: Latents
-
-
 class Trunk(nn.Module):
     """The body of every FIT: stretches inside the groups, and meetings of an image's latents.
 
     Cost, multiply-adds for L tokens and M latents of an image, a = min(d, e), r the mlp_ratio:
         a local layer L ((4 + 2r) d^2 + 2 n d), a global one M (4 + 2r) e^2 + 2 M^2 e,
-        a read or a write 2a (M e + L d + L m).
+        a read or a write 2a (M e + L d + L m), both at once by one matrix of scores
+        3a (M e + L d + L m).
     """
 
     def __init__(self, config: TrunkConfig, *, reach: Reach) -> None:
         super().__init__()
-        plans = config.blocks
-        blocks = [Block(config, plan, reach=reach, writes=plan is not plans[-1]) for plan in plans]
+        blocks = [Block(config, plan, reach=reach) for plan in config.blocks]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
         self.flow = reach.flow
 
@@ -219,8 +253,7 @@ class Trunk(nn.Module):
         if number > 0:
             tokens = self.blocks[number - 1].write(tokens, offered)  # [g n d] read their group
         tokens = block.local(tokens, valid)  # [g n d] see each other
-        latents = block.read(latents, tokens, valid)  # [g m e] read their group
-        return Streams(tokens=tokens, latents=latents)
+        return block.read(tokens, latents, valid)  # [g m e] read their group
 
     def meet(
         self, number: int, latents: Latents, *, images: ImageLayout, context: Context | None = None

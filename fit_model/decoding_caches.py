@@ -159,7 +159,7 @@ class BlockCache:
 
     def close(self, latents: Latents) -> Latents:
         """The complete patch's latents after this block; the next patch's tokens will ask them."""
-        latents = self.read(latents, self.tokens.rows)
+        latents = self.read(self.tokens.rows, latents).latents
         for layer in self.across:
             latents = layer(latents)
         if self.write is not None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.attention.mixers import require_causal
 from fit_model.body import LatentMask, Reach, Trunk, TrunkConfig, latents_place, square_place
 from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, dense, layer_norm
@@ -78,7 +77,7 @@ class DiffusionConfig:
         )
         checks.one_of(("none", "causal"), latent_mask=self.latent_mask)
         if self.latent_mask == "causal":
-            require_causal(self.trunk.global_operator, setting="trunk.global_operator")
+            self.trunk.require_causal_latents()
         checks.one_of(PREDICTIONS, prediction=self.prediction)
         checks.one_of(("eps", "x"), loss=self.loss)
         checks.one_of(("none", "deviation"), normalize_input=self.normalize_input)

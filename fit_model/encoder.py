@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.attention.mixers import require_causal
 from fit_model.body import (
     LatentMask,
     Reach,
@@ -57,9 +56,9 @@ class EncoderConfig:
         checks.one_of(TOKEN_POSITIONS, token_position=self.token_position)
         checks.one_of(LATENT_POSITIONS, latent_position=self.latent_position)
         checks.one_of(("none", "causal"), latent_mask=self.latent_mask)
-        checks.one_of(("none", "one_hot"), group_token=self.group_token)
         if self.latent_mask == "causal":
-            require_causal(self.trunk.global_operator, setting="trunk.global_operator")
+            self.trunk.require_causal_latents()
+        checks.one_of(("none", "one_hot"), group_token=self.group_token)
         fixed = self.latent_position != "coordinate" or self.group_token != "none"
         if self.num_groups is not None:
             checks.positive(num_groups=self.num_groups)

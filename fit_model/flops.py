@@ -6,7 +6,7 @@ context, a = min(d, e), rounded down to whole heads, and r = mlp_ratio, multiply
     stem               L c d
     local layer        L ((4 + 2r) d^2 + 2 n d)          feed-forward only: L 2r d^2
     global layer       M (4 + 2r) e^2 + 2 M^2 e
-    read, write        2a (M e + L d + L m)
+    read, write        2a (M e + L d + L m)              both at once, bixt: 3a
     condition          2 M e^2 + 2 s e^2 + 2 M s e
     pixels or levels   L d c, or L d v
 
@@ -18,18 +18,13 @@ embeddings and heads for whole images are left out.
 from collections.abc import Sequence
 from typing import cast
 
-import torch
-
-from fit_model.attention.mixers import build_mixer, is_softmax
-from fit_model.attention.place import Place
-from fit_model.attention.token_mixer import TokenMixer
 from fit_model.autoregressive import AutoregressiveConfig
-from fit_model.body import Reach, TrunkConfig
 from fit_model.denoiser import TIME_SHARE, DiffusionConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.heads import PredictConfig
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
+from fit_model.trunk_costs import feed_forward_parameters, trunk_macs, trunk_parameters
 from fit_model.vix import VixConfig
 from fit_model.vix_costs import vix_macs, vix_parameters
 
@@ -48,12 +43,12 @@ def forward_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
     if isinstance(face, AutoregressiveConfig):
         n, chunks = config.patch_channels, [count * patches for count in groups_per_image]
         ends = tokens * trunk.width * face.num_levels
-        return ends + sum(_trunk_macs(trunk, n, count, reach=face.reach(n)) for count in chunks)
+        return ends + sum(trunk_macs(trunk, n, count, reach=face.reach(n)) for count in chunks)
     ends = tokens * config.patch_channels * trunk.width
     if isinstance(face, DiffusionConfig):
         context = 1 + (_num_classes(config) > 0)
         return 2 * ends + sum(
-            _trunk_macs(trunk, patches, count, reach=face.reach(patches), context=context)
+            trunk_macs(trunk, patches, count, reach=face.reach(patches), context=context)
             for count in groups_per_image
         )
     named = face.group_token != "none"
@@ -61,7 +56,7 @@ def forward_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
         ends += groups * (face.num_groups or 0) * trunk.width
     reach = face.reach(patches)
     return ends + sum(
-        _trunk_macs(trunk, patches + named, count, reach=reach) for count in groups_per_image
+        trunk_macs(trunk, patches + named, count, reach=reach) for count in groups_per_image
     )
 
 
@@ -78,47 +73,6 @@ def training_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
 def _num_classes(config: ModelConfig) -> int:
     """What a generative model may be asked for; 0 if nothing."""
     return len(cast(GenerateConfig, config.head).classes)
-
-
-def _trunk_macs(
-    trunk: TrunkConfig, num_tokens: int, groups: int, *, reach: Reach, context: int = 0
-) -> int:
-    d, e = trunk.width, trunk.latent_width
-    tokens, latents = groups * num_tokens, groups * trunk.latents_per_group
-    local = tokens * 2 * trunk.mlp_ratio * d * d
-    if trunk.local_mixing == "attention":
-        local += groups * _mixing_macs(
-            trunk.local_operator, num_tokens, width=d, heads=trunk.heads, place=reach.local
-        )
-    across = latents * 2 * trunk.mlp_ratio * e * e + _mixing_macs(
-        trunk.global_operator, latents, width=e, heads=trunk.latent_heads, place=reach.across
-    )
-    heads = min(trunk.heads, trunk.latent_heads)
-    inner = heads * (min(d, e) // heads)
-    exchange = 2 * inner * (latents * e + tokens * d + tokens * trunk.latents_per_group)
-    condition = 2 * (latents + context) * e * e + 2 * latents * context * e if context else 0
-    blocks = trunk.blocks
-    reads, writes = sum(block.num_across > 0 for block in blocks), len(blocks) - 1
-    after = 2 * trunk.mlp_ratio * (reads * latents * e * e + writes * tokens * d * d)
-    return (
-        sum(block.num_local * local + block.num_across * across for block in blocks)
-        + (reads + writes) * exchange
-        + reads * condition
-        + (after if trunk.after_exchange == "feed_forward" else 0)
-    )
-
-
-def _mixing_macs(operator: str, length: int, *, width: int, heads: int, place: Place) -> int:
-    """Of a layer without its feed-forward, over one sequence."""
-    if is_softmax(operator):
-        return length * (4 * width * width + 2 * length * width)
-    return _on_meta(operator, width=width, heads=heads, place=place).macs(length)
-
-
-def _on_meta(operator: str, *, width: int, heads: int, place: Place) -> TokenMixer:
-    """A mixer without memory for its weights."""
-    with torch.device("meta"):
-        return build_mixer(operator, width=width, heads=heads, place=place)
 
 
 def num_parameters(config: ModelConfig) -> int:
@@ -148,7 +102,7 @@ def encoder_parameters(face: EncoderConfig, *, num_tokens: int, inputs: int) -> 
     total = inputs * d + 3 * d + 2 * d + 2 * e + _positions(face, num_tokens)
     if face.group_token != "none":
         total += (face.num_groups or 0) * d + 3 * d
-    return total + _trunk_parameters(face.trunk, reach=face.reach(num_tokens))
+    return total + trunk_parameters(face.trunk, reach=face.reach(num_tokens))
 
 
 def denoiser_parameters(
@@ -160,8 +114,8 @@ def denoiser_parameters(
     total += (e // TIME_SHARE) * e + e + e * e + e
     total += num_classes * e + e if num_classes else 0
     if face.self_conditioning == "latent":
-        total += _feed_forward(e, ratio) + 2 * e
-    return total + _trunk_parameters(face.trunk, reach=face.reach(num_tokens))
+        total += feed_forward_parameters(e, ratio) + 2 * e
+    return total + trunk_parameters(face.trunk, reach=face.reach(num_tokens))
 
 
 def decoder_parameters(face: AutoregressiveConfig, *, num_tokens: int, num_classes: int) -> int:
@@ -170,7 +124,7 @@ def decoder_parameters(face: AutoregressiveConfig, *, num_tokens: int, num_class
     total = levels * d * (2 if face.embedding == "separate" else 1) + 2 * d + num_classes * d
     total += levels if face.output_bias == "learned" else 0
     total += _positions(face, num_tokens)
-    return total + _trunk_parameters(face.trunk, reach=face.reach(num_tokens))
+    return total + trunk_parameters(face.trunk, reach=face.reach(num_tokens))
 
 
 def _positions(
@@ -183,40 +137,3 @@ def _positions(
     elif face.latent_position == "coordinate":
         total += (latents + 1) * e
     return total
-
-
-def _feed_forward(width: int, ratio: int) -> int:
-    return 2 * ratio * width**2 + (3 + ratio) * width
-
-
-def _trunk_parameters(trunk: TrunkConfig, *, reach: Reach) -> int:
-    d, e, ratio = trunk.width, trunk.latent_width, trunk.mlp_ratio
-    blocks = trunk.blocks
-
-    def mixing(operator: str, width: int, heads: int, place: Place) -> int:
-        if is_softmax(operator):
-            return 4 * width**2 + 6 * width
-        mixer = _on_meta(operator, width=width, heads=heads, place=place)
-        return 2 * width + sum(each.numel() for each in mixer.parameters())
-
-    def exchange(asking: int, offering: int, heads: int) -> int:
-        inner = heads * (min(asking, offering) // heads)
-        total = 2 * inner * (asking + offering) + 3 * inner + 3 * asking + 2 * offering
-        return total - (2 * offering if trunk.key_norm == "none" else 0)
-
-    local, across = _feed_forward(d, ratio), _feed_forward(e, ratio)
-    if trunk.local_mixing == "attention":
-        local += mixing(trunk.local_operator, d, trunk.heads, reach.local)
-    across += mixing(trunk.global_operator, e, trunk.latent_heads, reach.across)
-    heads = min(trunk.heads, trunk.latent_heads)
-    read, write = exchange(e, d, heads), exchange(d, e, heads)
-    if trunk.after_exchange == "feed_forward":
-        read, write = read + _feed_forward(e, ratio), write + _feed_forward(d, ratio)
-    if reach.flow == "conditioned":
-        read += exchange(e, e, trunk.latent_heads)
-    reads = sum(block.num_across > 0 for block in blocks)
-    return (
-        sum(block.num_local * local + block.num_across * across for block in blocks)
-        + reads * read
-        + (len(blocks) - 1) * write
-    )

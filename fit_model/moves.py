@@ -4,14 +4,24 @@ Every move calls its layers through `run`, plainly or so that they are recompute
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from fit_model.attention.bixt import BidirectionalLayer
 from fit_model.layers import CrossLayer, FeedForwardLayer, Positions, SelfLayer
 from fit_model.layout import ImageLayout
 from fit_model.recompute import Run
 from fit_model.shapes import Context, DataTokens, Latents, ValidTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """The two streams of the trunk."""
+
+    tokens: DataTokens
+    latents: Latents
 
 
 class Stack(nn.Module):
@@ -67,22 +77,80 @@ class Exchange(nn.Module):
         return asking if self.after is None else self.run(self.after, asking)
 
 
-class Read(Exchange):
-    """The latents of a group ask its data tokens."""
-
-    def forward(
-        self, latents: Latents, tokens: DataTokens, valid: ValidTokens | None = None
-    ) -> Latents:
-        """Latents that have seen those tokens of their group that are valid."""
-        return self.exchange(latents, tokens, valid)
-
-
 class Write(Exchange):
     """The data tokens of a group ask the latents on offer to it."""
 
     def forward(self, tokens: DataTokens, offered: Latents) -> DataTokens:
         """Tokens that have seen what was offered."""
         return self.exchange(tokens, offered)
+
+
+class Apart(nn.Module):
+    """No stream reads the other."""
+
+    def forward(
+        self, tokens: DataTokens, latents: Latents, valid: ValidTokens | None = None
+    ) -> Streams:
+        """Both as they were."""
+        return Streams(tokens=tokens, latents=latents)
+
+
+class Read(Exchange):
+    """The latents of a group ask its data tokens."""
+
+    def forward(
+        self, tokens: DataTokens, latents: Latents, valid: ValidTokens | None = None
+    ) -> Streams:
+        """Latents that have seen those tokens of their group that are valid."""
+        return Streams(tokens=tokens, latents=self.exchange(latents, tokens, valid))
+
+
+class ReadBack(Exchange):
+    """The data tokens of a group ask its latents."""
+
+    def forward(
+        self, tokens: DataTokens, latents: Latents, valid: ValidTokens | None = None
+    ) -> Streams:
+        """Tokens that have seen their group's latents."""
+        return Streams(tokens=self.exchange(tokens, latents), latents=latents)
+
+
+class ReadEachOther(nn.Module):
+    """The latents and the data tokens of a group ask each other, both as they were before.
+
+    A feed-forward of each stream may follow.
+    """
+
+    def __init__(
+        self,
+        layer: BidirectionalLayer,
+        *,
+        after_tokens: FeedForwardLayer | None,
+        after_latents: FeedForwardLayer | None,
+        run: Run,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.after_tokens = after_tokens
+        self.after_latents = after_latents
+        self.run = run
+
+    def forward(
+        self, tokens: DataTokens, latents: Latents, valid: ValidTokens | None = None
+    ) -> Streams:
+        """Latents that have seen the valid tokens of their group, tokens that have seen latents."""
+        tokens, latents = self.run(self._asked, tokens, latents, valid)
+        if self.after_tokens is not None:
+            tokens = self.run(self.after_tokens, tokens)
+        if self.after_latents is not None:
+            latents = self.run(self.after_latents, latents)
+        return Streams(tokens=tokens, latents=latents)
+
+    def _asked(
+        self, tokens: DataTokens, latents: Latents, valid: ValidTokens | None
+    ) -> tuple[DataTokens, Latents]:
+        got = self.layer(tokens, latents, valid)
+        return got.tokens, got.latents
 
 
 class Condition(nn.Module):

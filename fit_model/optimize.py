@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-UNDECAYED = ("bias", "gain", "temperature", "layer_scale")
-"""How the names end of parameters that shift or scale."""
+UNDECAYED = ("bias", "gain", "temperature", "layer_scale", "frequencies")
+"""How the names end of parameters that shift or scale, or turn queries and keys."""
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: one that decays, and biases, scales and shifts, which do not.
+    """Two groups for an optimizer: one that decays, and biases, scales, shifts and the like.
 
     Every other parameter decays, position tables and embeddings too. The rule is that of the
     official LAMB (no "bias", "beta", "gamma"). It goes by modules and names, not by shapes, which

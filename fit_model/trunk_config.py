@@ -2,24 +2,40 @@
 
 The layer string "(2)4(2)" says: 2 local, read, 4 global, write, 2 local. The last block never
 writes; without global layers it does not read either.
+
+With exchange "bixt" it says: 2 local, both read each other, 4 global, 2 local, tokens read. The
+last block reads one way only: latents when it ends in global layers, tokens when it does not.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fit_model import checks
-from fit_model.attention.mixers import read_operator
+from fit_model.attention.mixers import (
+    read_operator,
+    require_causal,
+    require_rotary,
+)
+from fit_model.attention.rotary import read_rotary
 from fit_model.layers import KEY_NORMS
 from fit_model.recompute import CHECKPOINTING
+
+Reading = Literal["none", "latents", "tokens", "both"]
+"""Which stream of a group reads the other, after the local layers of a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPlan:
-    """How many local and global layers a block has."""
+    """What a block is made of."""
 
     num_local: int
     num_across: int
+    local_operator: str = "softmax"
+    global_operator: str = "softmax"
+    reading: Reading = "none"
+    writes: bool = False
+    """Whether tokens read the latents after the global layers."""
 
 
 def parse_layers(layers: str) -> tuple[BlockPlan, ...]:
@@ -39,6 +55,13 @@ def parse_layers(layers: str) -> tuple[BlockPlan, ...]:
     return blocks
 
 
+READINGS: dict[str, tuple[Reading, Reading, Reading]] = {
+    "read_write": ("latents", "latents", "none"),
+    "bixt": ("both", "latents", "tokens"),
+}
+"""In a block with another one after it; in the last, where it has global layers and where not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
     """The size of the trunk; names and defaults follow the official code where it has them."""
@@ -53,10 +76,16 @@ class TrunkConfig:
     """Of local layers; read and write have the smaller of the two numbers of heads."""
     latent_heads: int
     mlp_ratio: int = 4
-    local_operator: str = "softmax"
-    """How data tokens of a group are mixed: see `attention.mixers`; as "linformer@rank=16"."""
-    global_operator: str = "softmax"
-    """How the latents of an image are mixed."""
+    local_operator: str | tuple[str, ...] = "softmax"
+    """How data tokens of a group are mixed: see `attention.mixers`; as "linformer@rank=16". A list
+    has one entry a block."""
+    global_operator: str | tuple[str, ...] = "softmax"
+    """How the latents of an image are mixed; one for all blocks or a list."""
+    exchange: Literal["read_write", "bixt"] = "read_write"
+    """"bixt" has both streams read each other by one matrix of scores, and no write."""
+    local_rotary: str = "none"
+    """Turns queries and keys of local layers by their places: see `attention.rotary`; as
+    "rotary_axial@theta=100"."""
     dropout: float = 0.0
     """Inside the feed-forwards of local and global layers."""
     drop_path: float = 0.0
@@ -89,14 +118,94 @@ class TrunkConfig:
         if min(self.width, self.latent_width) < min(self.heads, self.latent_heads):
             raise ValueError("read and write have more heads than channels: use fewer heads")
         checks.rate(dropout=self.dropout, drop_path=self.drop_path)
-        read_operator(self.local_operator, setting="local_operator")
-        read_operator(self.global_operator, setting="global_operator")
+        checks.one_of(READINGS, exchange=self.exchange)
         checks.one_of(("attention", "none"), local_mixing=self.local_mixing)
         checks.one_of(("nothing", "feed_forward"), after_exchange=self.after_exchange)
         checks.one_of(KEY_NORMS, key_norm=self.key_norm)
         checks.one_of(CHECKPOINTING, checkpointing=self.checkpointing)
 
+        self._check_operators()
+        self._check_exchange()
+
+    def _check_operators(self) -> None:
+        local, across = self.per_block("local_operator"), self.per_block("global_operator")
+        for setting, operators in (("local_operator", local), ("global_operator", across)):
+            for operator in operators:
+                read_operator(operator, setting=setting)
+        width, heads = self.width, self.heads
+        if read_rotary(self.local_rotary, width=width, heads=heads, setting="local_rotary"):
+            if self.local_mixing == "none":
+                raise ValueError(
+                    f"local_rotary {self.local_rotary!r} has nothing to turn where local_mixing is "
+                    "'none': take local_rotary 'none' or local_mixing 'attention'"
+                )
+            for operator in local:
+                require_rotary(operator, setting="local_operator")
+
+    def _check_exchange(self) -> None:
+        if self.exchange == "read_write":
+            return
+        if not any(block.num_across for block in self.blocks):
+            raise ValueError(
+                f"exchange {self.exchange!r} has nothing to exchange without global layers, and "
+                f"layers {self.layers!r} have none: take for example '(2)4' or 'read_write'"
+            )
+        if self.key_norm == "none":
+            raise ValueError(
+                f"exchange {self.exchange!r} has one norm a stream, whether it asks or is asked: "
+                "take key_norm 'layer_norm'"
+            )
+
+    def per_block(self, setting: Literal["local_operator", "global_operator"]) -> tuple[str, ...]:
+        """The operator of every block."""
+        given, num_blocks = getattr(self, setting), len(parse_layers(self.layers))
+        if isinstance(given, str):
+            return (given,) * num_blocks
+        if len(given) != num_blocks:
+            raise ValueError(
+                f"{setting} has {len(given)} entries, but layers {self.layers!r} make {num_blocks} "
+                "blocks: give one a block, or a single one for all"
+            )
+        return tuple(given)
+
     @property
     def blocks(self) -> tuple[BlockPlan, ...]:
-        """The layer string, taken apart."""
-        return parse_layers(self.layers)
+        """The layer string, taken apart, and what else differs between blocks."""
+        plans = parse_layers(self.layers)
+        local, across = self.per_block("local_operator"), self.per_block("global_operator")
+        inner, ending_globally, ending_locally = READINGS[self.exchange]
+        last = len(plans) - 1
+        return tuple(
+            replace(
+                plan,
+                local_operator=local[number],
+                global_operator=across[number],
+                reading=inner
+                if number < last
+                else ending_globally
+                if plan.num_across
+                else ending_locally,
+                writes=self.exchange == "read_write" and number < last,
+            )
+            for number, plan in enumerate(plans)
+        )
+
+    def require_causal_tokens(self) -> None:
+        """Refuse what cannot keep later tokens of a group unseen, or needs them in a grid."""
+        for operator in self.per_block("local_operator"):
+            require_causal(operator, setting="trunk.local_operator")
+        if self.local_rotary.partition("@")[0] not in ("none", "rotary_1d"):
+            raise ValueError(
+                f"trunk.local_rotary {self.local_rotary!r} turns by rows and columns, but the "
+                "sub-pixels of an autoregressive model lie in no grid: take 'rotary_1d'"
+            )
+
+    def require_causal_latents(self) -> None:
+        """Refuse what cannot keep the latents of later groups unseen."""
+        for operator in self.per_block("global_operator"):
+            require_causal(operator, setting="trunk.global_operator")
+        if self.exchange != "read_write":
+            raise ValueError(
+                f"trunk.exchange {self.exchange!r} has no causal form, which an autoregressive "
+                "model or a causal latent_mask needs: take 'read_write'"
+            )

@@ -20,16 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.attention.mixers import read_operator
+from fit_model.attention.mixers import read_operator, require_rotary
 from fit_model.attention.place import Place
-from fit_model.attention.rotary import (
-    Rotary1dConfig,
-    RotaryAxialConfig,
-    RotaryConfig,
-    RotaryMixedConfig,
-    build_rotary,
-)
-from fit_model.choices import read_choice
+from fit_model.attention.rotary import build_rotary, read_rotary
 from fit_model.moves import keys_alone
 from fit_model.stems import build_stem, read_stem
 from fit_model.vix_ends import POSITIONS, ClassAttention, ClassToken, FirstToken, Mean
@@ -105,14 +98,10 @@ class VixConfig:
             )
 
     def _check_rotary(self) -> None:
-        if read_rotary(self.rotary, setting="rotary") is None:
-            return
-        for operator in self.operators:
-            if operator.partition("@")[0] not in TURNED:
-                raise ValueError(
-                    f"rotary {self.rotary!r} turns queries and keys, and operator {operator!r} has "
-                    f"none to turn: use {', '.join(TURNED)}, or rotary 'none'"
-                )
+        width, heads = self.width, self.heads
+        if read_rotary(self.rotary, width=width, heads=heads, setting="rotary") is not None:
+            for operator in self.operators:
+                require_rotary(operator, setting="operator")
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -128,26 +117,10 @@ class VixConfig:
         return Place(num_tokens=prefix + grid[0] * grid[1], grid=grid, prefix=prefix)
 
 
-TURNED = ("softmax", "softmax_reference", "performer", "linformer", "nystromformer")
-"""Operators that take a rotary code."""
-ROTARIES: dict[str, type[RotaryConfig]] = {
-    "rotary_1d": Rotary1dConfig,
-    "rotary_axial": RotaryAxialConfig,
-    "rotary_mixed": RotaryMixedConfig,
-}
-
-
-def read_rotary(rotary: str, *, setting: str) -> RotaryConfig | None:
-    """The settings of a rotary code; None for "none"."""
-    if rotary == "none":
-        return None
-    return read_choice(rotary, ROTARIES, setting=setting, others=("none",))
-
-
 def layer_of(config: VixConfig, operator: str, *, place: Place) -> VixLayer:
     """One layer on tokens at `place`."""
     width, heads = config.width, config.heads
-    code = read_rotary(config.rotary, setting="rotary")
+    code = read_rotary(config.rotary, width=width, heads=heads, setting="rotary")
     turned = None if code is None else build_rotary(code, width=width, heads=heads, place=place)
     mixer = mixer_of(
         operator, width=width, heads=heads, qkv_bias=config.qkv_bias, place=place, rotary=turned

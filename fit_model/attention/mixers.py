@@ -43,6 +43,8 @@ MIXERS: dict[str, tuple[type, Callable[..., TokenMixer]]] = {
 }
 CAUSAL_MIXERS = ("tssa", "aft_simple", "aft_full", "aft_local", "performer")
 """Those with forms in which no token sees a later one, or none of a later chunk."""
+ROTARY_MIXERS = ("performer", "linformer", "nystromformer")
+"""Those with queries and keys that a rotary code turns."""
 
 
 def is_softmax(operator: str) -> bool:
@@ -66,6 +68,15 @@ def build_mixer(
     make = MIXERS[config.kind][1]
     turned = {} if rotary is None else {"rotary": rotary}
     return make(config, width=width, heads=heads, place=place, **turned)
+
+
+def require_rotary(operator: str, *, setting: str) -> None:
+    """Refuse an operator without queries and keys that a rotary code could turn."""
+    if not is_softmax(operator) and operator.partition("@")[0] not in ROTARY_MIXERS:
+        raise ValueError(
+            f"{setting} {operator!r} has no queries and keys that a rotary code could turn: "
+            f"choose one of {', '.join((*OPERATORS, *ROTARY_MIXERS))}, or no rotary code"
+        )
 
 
 def require_causal(operator: str, *, setting: str) -> None:

@@ -13,9 +13,8 @@ axial and mixed codes of Heo et al. 2024, arXiv:2403.13298.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from fit_model.attention.operators import Operator
 from fit_model.attention.place import Place
+from fit_model.choices import read_choice
 
 Angles = Float[Tensor, "#h n w"]
 
@@ -38,6 +38,14 @@ def rotate(x: Float[Tensor, " b #h n d"], angles: Angles) -> Float[Tensor, "b h 
 
 class Rotary(nn.Module, ABC):
     """A rotary code; subclasses say which angles."""
+
+    multiple: ClassVar[int]
+    """What the width of a head is a multiple of."""
+
+    def __init__(self, config: Any, *, width: int, heads: int, place: Place) -> None:
+        super().__init__()
+        self.kind, self.theta, self.place = config.kind, config.theta, place
+        self.width = pairs_of(width, heads, multiple=self.multiple, operator=config.kind)
 
     @abstractmethod
     def angles(self, num_tokens: int, *, device: torch.device) -> Angles:
@@ -112,15 +120,12 @@ class Rotary1d(Rotary):
     number. In a raster, a vertical neighbour is a whole row away.
     """
 
-    def __init__(self, config: Rotary1dConfig, *, width: int, heads: int, place: Place) -> None:
-        super().__init__()
-        self.theta, self.prefix = config.theta, place.prefix
-        self.width = pairs_of(width, heads, multiple=2, operator=config.kind)
+    multiple = 2
 
     def angles(self, num_tokens: int, *, device: torch.device) -> Angles:
         """Position times frequency."""
         number = torch.arange(num_tokens, device=device, dtype=torch.float64)
-        number = (number - max(self.prefix - 1, 0)).clamp(min=0.0)
+        number = (number - max(self.place.prefix - 1, 0)).clamp(min=0.0)
         even = torch.arange(0, self.width, 2, device=device, dtype=torch.float64)
         return (number[:, None] * self.theta ** (-even / self.width))[None]
 
@@ -142,10 +147,10 @@ class RotaryAxial(Rotary):
     The first half of a head's channels turns with the column, the second with the row.
     """
 
+    multiple = 4
+
     def __init__(self, config: RotaryAxialConfig, *, width: int, heads: int, place: Place) -> None:
-        super().__init__()
-        self.theta, self.place, self.kind = config.theta, place, config.kind
-        self.width = pairs_of(width, heads, multiple=4, operator=config.kind)
+        super().__init__(config, width=width, heads=heads, place=place)
         place.raster(operator=config.kind)
 
     def angles(self, num_tokens: int, *, device: torch.device) -> Angles:
@@ -171,16 +176,16 @@ class RotaryMixed(Rotary):
     """angle[h, n, i] = column * frequencies[0, h, i] + row * frequencies[1, h, i], all learned.
 
     Frequencies start as directions of length theta^(-4j / d) in the plane, two at a right angle for
-    every j, turned by one random angle a head. They should see no weight decay.
+    every j, turned by one random angle a head. They see no weight decay.
     """
 
+    multiple = 4
+
     def __init__(self, config: RotaryMixedConfig, *, width: int, heads: int, place: Place) -> None:
-        super().__init__()
-        self.place, self.kind = place, config.kind
-        head = pairs_of(width, heads, multiple=4, operator=config.kind)
+        super().__init__(config, width=width, heads=heads, place=place)
         place.raster(operator=config.kind)
-        lengths = (config.theta ** (-torch.arange(0, head, 4) / head)).repeat(2)
-        first = (torch.rand(heads, 1) * 2 * math.pi).expand(-1, head // 4)
+        lengths = (config.theta ** (-torch.arange(0, self.width, 4) / self.width)).repeat(2)
+        first = (torch.rand(heads, 1) * 2 * math.pi).expand(-1, self.width // 4)
         direction = torch.cat([first, first + math.pi / 2], -1)
         self.frequencies = nn.Parameter(
             torch.stack([lengths * direction.cos(), lengths * direction.sin()])
@@ -203,14 +208,27 @@ def pairs_of(width: int, heads: int, *, multiple: int, operator: str) -> int:
     return width // heads
 
 
-ROTARIES: dict[str, Callable[..., Rotary]] = {
-    "rotary_1d": Rotary1d,
-    "rotary_axial": RotaryAxial,
-    "rotary_mixed": RotaryMixed,
-}
 RotaryConfig = Rotary1dConfig | RotaryAxialConfig | RotaryMixedConfig
+ROTARIES: dict[str, tuple[type[RotaryConfig], type[Rotary]]] = {
+    "rotary_1d": (Rotary1dConfig, Rotary1d),
+    "rotary_axial": (RotaryAxialConfig, RotaryAxial),
+    "rotary_mixed": (RotaryMixedConfig, RotaryMixed),
+}
 
 
 def build_rotary(config: RotaryConfig, *, width: int, heads: int, place: Place) -> Rotary:
     """The rotary code of a config, for heads of width // heads channels."""
-    return ROTARIES[config.kind](config, width=width, heads=heads, place=place)
+    return ROTARIES[config.kind][1](config, width=width, heads=heads, place=place)
+
+
+def read_rotary(text: str, *, width: int, heads: int, setting: str) -> RotaryConfig | None:
+    """The config that "rotary_axial@theta=100" stands for; None for "none".
+
+    Raises ValueError that names `setting`, for what is no code and for heads it does not fit.
+    """
+    if text == "none":
+        return None
+    kinds = {name: kind for name, (kind, _) in ROTARIES.items()}
+    config = read_choice(text, kinds, setting=setting, others=("none",))
+    pairs_of(width, heads, multiple=ROTARIES[config.kind][1].multiple, operator=setting)
+    return config

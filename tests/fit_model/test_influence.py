@@ -14,9 +14,10 @@ NOTHING = torch.zeros(GROUPS, GROUPS, dtype=torch.bool)
 LOWER = ALL.tril()
 
 
-def encoder(layers, *, groups=GROUPS, **changes):
+def encoder(layers, *, groups=GROUPS, trunk=None, **changes):
     settings = {"latent_position": "learned", "num_groups": groups} | changes
-    config = EncoderConfig(patch_px=1, trunk=trunk_config(layers=layers), **settings)
+    chosen = trunk_config(layers=layers, **(trunk or {}))
+    config = EncoderConfig(patch_px=1, trunk=chosen, **settings)
     return randomize(Encoder(config, num_tokens=TOKENS, inputs=CHANNELS).double())
 
 

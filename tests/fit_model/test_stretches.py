@@ -9,13 +9,24 @@ from tests.fit_model.examples import randomize, trunk_config
 
 GROUPS, TOKENS = 5, 4
 IMAGE = torch.tensor([0, 0, 1, 1, 1])
-REACHES = [Reach(), Reach(flow="conditioned"), Reach(flow="causal", latent_mask="causal")]
+CAUSAL = Reach(flow="causal", latent_mask="causal")
 
 
-@pytest.mark.parametrize("reach", REACHES, ids=lambda reach: reach.flow)
+@pytest.mark.parametrize(
+    ("reach", "changes"),
+    [
+        (Reach(), {}),
+        (Reach(), {"exchange": "bixt"}),
+        (Reach(flow="conditioned"), {}),
+        (Reach(flow="conditioned"), {"exchange": "bixt"}),
+        (CAUSAL, {}),
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_stretches_of_a_group_at_a_time_make_the_whole_trunk(reach):
-    trunk = randomize(Trunk(trunk_config(layers="(1)2(1)1(1)"), reach=reach).double())
+def test_stretches_of_a_group_at_a_time_make_the_whole_trunk(reach, changes):
+    config = trunk_config(layers="(1)2(1)1(1)", **changes)
+    trunk = randomize(Trunk(config, reach=reach).double())
     images = ImageLayout.of(IMAGE, num_images=2, latents_per_group=3)
     context = torch.randn(2, 2, 8, dtype=torch.float64) if reach.flow == "conditioned" else None
     tokens = torch.randn(GROUPS, TOKENS, 12, dtype=torch.float64)

@@ -246,7 +246,7 @@ def test_it_learns(kind):
     [
         ({"operator": ("softmax", "tssa", "xca")}, "names 3 operators for 2 layers"),
         ({"operator": "sofmax"}, "operator is 'sofmax': did you mean 'softmax'"),
-        ({"rotary": "rotary_1d", "operator": "xca"}, "operator 'xca' has none to turn"),
+        ({"rotary": "rotary_1d", "operator": "xca"}, "operator 'xca' has no queries and keys"),
         ({"rotary": "rotary"}, "rotary is 'rotary': did you mean"),
         ({"stem": "conv"}, "stem is 'conv'"),
         ({"local_patch_interaction": "convolutions"}, "set pooling to 'class_attention'"),
