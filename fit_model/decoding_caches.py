@@ -4,22 +4,24 @@
     per patch         all blocks' reads and global layers, for the latents of one patch an image
 
 A local layer keeps the keys and values of the patch's tokens so far. A global layer keeps those of
-all earlier patches' latents. Layers of other operators than softmax keep their normed inputs and
-mix all of them again. A write keeps those of the latents of the patch before, zeros for the
-first patch. A read needs the patch's tokens as the local layers left them.
+all earlier patches' latents. Layers of tssa keep three sums of what came before; layers of other
+operators than these keep their normed inputs and mix all of them again. A write keeps the keys and
+values of the latents of the patch before, zeros for the first patch. A read needs the patch's
+tokens as the local layers left them.
 
-Cost of a token of n in its patch, a = min(d, e), beside the logits: a local layer (4 + 2r) d^2 +
-2 n d, a write 2a (d + m). Memory an image: 2 n d numbers a local layer, 2 m t e a global one, for
-the t patches of the image.
+Cost of a token of n in its patch, a = min(d, e), with softmax and beside the logits: a local layer
+(4 + 2r) d^2 + 2 n d, a write 2a (d + m). Memory an image: 2 n d numbers a local layer, 2 m t e a
+global one, for the t patches of the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from fit_model.attention.tssa_causal import CausalTssa, TssaState
 from fit_model.autoregressive import Decoder
 from fit_model.body import Block
 from fit_model.groups import Places
@@ -77,8 +79,28 @@ class LayerCache:
         self.value.forget()
 
 
+class Continued:
+    """A layer of tssa, whose sums go on where they were."""
+
+    def __init__(self, layer: SelfLayer, *, capacity: int) -> None:
+        self.layer = layer
+        self.state: TssaState | None = None
+
+    def __call__(self, x: Positions) -> Positions:
+        """The next positions after this layer; they see all those before."""
+        tssa = cast(CausalTssa, self.layer.attention)
+        normed = self.layer.norm(x)
+        mixed, self.state = tssa.extend(normed, self.state or tssa.start(normed))
+        x = x + mixed
+        return x + self.layer.feed_forward(x)
+
+    def forget(self) -> None:
+        """A new sequence begins."""
+        self.state = None
+
+
 class Again:
-    """A layer of another operator than softmax, which mixes all positions so far once more."""
+    """A layer of any other operator: all positions so far are mixed once more."""
 
     def __init__(self, layer: SelfLayer, *, capacity: int) -> None:
         self.layer = layer
@@ -95,13 +117,19 @@ class Again:
         self.normed.forget()
 
 
-def cache(layer: SelfLayer, *, capacity: int) -> LayerCache | Again:
+Cache = LayerCache | Continued | Again
+CACHES: dict[type[nn.Module], Callable[..., Cache]] = {
+    SelfHeads: LayerCache,
+    CausalTssa: Continued,
+}
+
+
+def cache(layer: SelfLayer, *, capacity: int) -> Cache:
     """What a layer remembers of the positions it has seen."""
-    softmax = isinstance(layer.attention, SelfHeads)
-    return (LayerCache if softmax else Again)(layer, capacity=capacity)
+    return CACHES.get(type(layer.attention), Again)(layer, capacity=capacity)
 
 
-def caches(move: nn.Module, *, capacity: int) -> list[LayerCache | Again | FeedForwardLayer]:
+def caches(move: nn.Module, *, capacity: int) -> list[Cache | FeedForwardLayer]:
     """The layers of a move; those in which positions see each other remember them."""
     if not isinstance(move, Stack):
         return []
@@ -170,7 +198,7 @@ class BlockCache:
         """The next patch begins; its tokens see those of this one no more."""
         self.tokens.forget()
         for layer in self.local:
-            if isinstance(layer, LayerCache | Again):
+            if not isinstance(layer, FeedForwardLayer):
                 layer.forget()
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fit_model.attention.chunks import chunk_mask
+from fit_model.attention.mixers import CAUSAL_MIXERS
 from fit_model.encoder import Encoder, EncoderConfig, encode_images
 from tests.fit_model.examples import randomize, trunk_config
 
@@ -57,6 +58,14 @@ def test_groups_reach_each_other_as_the_official_code_lets_them(layers, mask, to
     found = influence(encoder(layers, latent_mask=mask))
     assert torch.equal(found[0], tokens)
     assert torch.equal(found[1], latents)
+
+
+@pytest.mark.parametrize("operator", CAUSAL_MIXERS)
+def test_groups_reach_later_ones_alone_with_any_causal_operator(operator):
+    trunk = {"global_operator": operator}
+    found = influence(encoder("(1)1(1)", latent_mask="causal", trunk=trunk))
+    assert torch.equal(found[0], LOWER)
+    assert torch.equal(found[1], LOWER)
 
 
 def test_without_global_layers_latents_are_their_normalised_embedding():
