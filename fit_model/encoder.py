@@ -1,6 +1,6 @@
 """FIT as an encoder: patches of groups in, data tokens and latents out.
 
-    tokens  = LN(patches W + b) + position in the group     [+ a token that names the group]
+    tokens  = stem(patches) + position in the group         [+ a token that names the group]
     latents = position of the group
     tokens, latents = LN(trunk(tokens, latents))
 
@@ -30,6 +30,7 @@ from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
 from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, check_grid
 from fit_model.shapes import DataTokens, Latents, Patches, ValidTokens
+from fit_model.stems import build_patch_stem, check_patch_stem
 from fit_model.tokens import Stem
 
 
@@ -40,6 +41,8 @@ class EncoderConfig:
     kind: Literal["encoder"] = "encoder"
     patch_px: int
     trunk: TrunkConfig
+    stem: str = "linear"
+    """From pixels to tokens: see `stems`; each group alone."""
     token_position: Literal["learned", "sin_cos", "sin_cos_2d"] = "learned"
     latent_position: Literal["learned", "sin_cos_2d", "coordinate"] = "coordinate"
     """"learned" and "sin_cos_2d" are the official ones and know one number of groups only."""
@@ -53,6 +56,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         checks.positive(patch_px=self.patch_px)
         checks.one_of(("encoder",), kind=self.kind)
+        check_patch_stem(self.stem, patch_px=self.patch_px, width=self.trunk.width, setting="stem")
         checks.one_of(TOKEN_POSITIONS, token_position=self.token_position)
         checks.one_of(LATENT_POSITIONS, latent_position=self.latent_position)
         checks.one_of(("none", "causal"), latent_mask=self.latent_mask)
@@ -123,7 +127,9 @@ class Encoder(nn.Module):
         super().__init__()
         trunk = config.trunk
         self.latents_per_group = trunk.latents_per_group
-        self.stem = Stem(inputs=inputs, width=trunk.width)
+        self.stem = build_patch_stem(
+            config.stem, patch_px=config.patch_px, inputs=inputs, width=trunk.width
+        )
         self.token_position = TOKEN_POSITIONS[config.token_position](
             num_tokens=num_tokens, width=trunk.width
         )

@@ -3,7 +3,7 @@
 With L data tokens and M latents of an image, n tokens and m latents of a group, s tokens of
 context, a = min(d, e), rounded down to whole heads, and r = mlp_ratio, multiply-adds are
 
-    stem               L c d
+    stem               L c d, or that of its convolutions
     local layer        L ((4 + 2r) d^2 + 2 n d)          feed-forward only: L 2r d^2
     global layer       M (4 + 2r) e^2 + 2 M^2 e
     read, write        2a (M e + L d + L m)              both at once, bixt: 3a
@@ -18,12 +18,15 @@ embeddings and heads for whole images are left out.
 from collections.abc import Sequence
 from typing import cast
 
+import torch
+
 from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.denoiser import TIME_SHARE, DiffusionConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.heads import PredictConfig
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
+from fit_model.stems import PixelStem, build_stem
 from fit_model.trunk_costs import feed_forward_parameters, trunk_macs, trunk_parameters
 from fit_model.vix import VixConfig
 from fit_model.vix_costs import vix_macs, vix_parameters
@@ -51,6 +54,7 @@ def forward_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
             trunk_macs(trunk, patches, count, reach=face.reach(patches), context=context)
             for count in groups_per_image
         )
+    ends = _stem(face, bands=config.input.bands).macs(tokens)
     named = face.group_token != "none"
     if named:
         ends += groups * (face.num_groups or 0) * trunk.width
@@ -68,6 +72,12 @@ def training_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
     face = config.face
     shown = isinstance(face, DiffusionConfig) and face.self_conditioning == "latent"
     return (4 if shown else 3) * forward_macs(config, groups_per_image)
+
+
+def _stem(face: EncoderConfig, *, bands: int) -> PixelStem:
+    """The stem without memory for its weights."""
+    with torch.device("meta"):
+        return build_stem(face.stem, patch_px=face.patch_px, bands=bands, width=face.trunk.width)
 
 
 def _num_classes(config: ModelConfig) -> int:
@@ -99,7 +109,10 @@ def num_parameters(config: ModelConfig) -> int:
 def encoder_parameters(face: EncoderConfig, *, num_tokens: int, inputs: int) -> int:
     """Of the encoder without a head."""
     d, e = face.trunk.width, face.trunk.latent_width
-    total = inputs * d + 3 * d + 2 * d + 2 * e + _positions(face, num_tokens)
+    total = 2 * d + 2 * e + _positions(face, num_tokens)
+    total += sum(
+        each.numel() for each in _stem(face, bands=inputs // face.patch_px**2).parameters()
+    )
     if face.group_token != "none":
         total += (face.num_groups or 0) * d + 3 * d
     return total + trunk_parameters(face.trunk, reach=face.reach(num_tokens))

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model.choices import read_choice
-from fit_model.shapes import DataTokens
-from fit_model.tokens import Stem, patches_of
+from fit_model.shapes import DataTokens, Patches
+from fit_model.tokens import Stem, patches_of, squares_of
 
 Squares = Float[Tensor, "g height width bands"]
 Maps = Float[Tensor, "g channels rows columns"]
@@ -72,10 +72,8 @@ class Linear(Stem, PixelStem):
     """The dense layer on the values of a patch. Cost: c d multiply-adds a patch of c values."""
 
     def __init__(self, config: LinearConfig, *, patch_px: int, bands: int, width: int) -> None:
-        super().__init__(inputs=patch_px**2 * bands, width=width)
+        super().__init__(inputs=patch_px**2 * bands, width=width, norm=config.norm)
         self.patch_px = patch_px
-        if config.norm == "none":
-            self.norm = nn.Identity()
 
     def forward(self, squares: Squares) -> DataTokens:
         """Tokens in the dtype of the weights."""
@@ -225,3 +223,38 @@ def build_stem(stem: str, *, patch_px: int, bands: int, width: int) -> PixelStem
     """The stem as `stem` says: squares [g height width bands] to tokens [g n width]."""
     config = read_stem(stem)
     return STEMS[config.kind](config, patch_px=patch_px, bands=bands, width=width)
+
+
+class Reassembled(nn.Module):
+    """A stem for patches that are cut already: they are put together into their square again."""
+
+    def __init__(self, of_squares: PixelStem, *, patch_px: int, bands: int) -> None:
+        super().__init__()
+        self.of_squares = of_squares
+        self.patch_px, self.bands = patch_px, bands
+
+    def forward(self, patches: Patches) -> DataTokens:
+        """Tokens in the dtype of the weights."""
+        return self.of_squares(squares_of(patches, patch_px=self.patch_px, bands=self.bands))
+
+
+def build_patch_stem(stem: str, *, patch_px: int, inputs: int, width: int) -> nn.Module:
+    """The stem as `stem` says: patches [g n c] of c = `inputs` values to tokens [g n width]."""
+    config = read_stem(stem)
+    if isinstance(config, LinearConfig):
+        return Stem(inputs=inputs, width=width, norm=config.norm)
+    bands = inputs // patch_px**2
+    made = build_stem(stem, patch_px=patch_px, bands=bands, width=width)
+    return Reassembled(made, patch_px=patch_px, bands=bands)
+
+
+def check_patch_stem(stem: str, *, patch_px: int, width: int, setting: str) -> None:
+    """ValueError for a stem that does not fit, or that lets groups see each other."""
+    config = read_stem(stem, setting=setting)
+    if isinstance(config, XcitConfig) and config.norm == "batch":
+        raise ValueError(
+            f"{setting} {stem!r} would let the groups of a batch change each other in training: "
+            "take 'xcit', whose norm is over a group"
+        )
+    with torch.device("meta"):
+        build_stem(stem, patch_px=patch_px, bands=1, width=width)

@@ -8,6 +8,7 @@ A group is one contiguous square of the image, its patches are numbered row by r
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from fit_model import checks
 from fit_model.groups import GroupBatch
-from fit_model.layers import dense, layer_norm
+from fit_model.layers import KEY_NORMS, dense
 from fit_model.shapes import DataTokens, Patches, ValidTokens
 
 EXACT_IN_FLOAT32 = (
@@ -102,10 +103,12 @@ def valid_patches(batch: GroupBatch, *, patch_px: int) -> ValidTokens | None:
 class Stem(nn.Module):
     """The official stem: one dense layer and a LayerNorm; no convolution."""
 
-    def __init__(self, *, inputs: int, width: int) -> None:
+    def __init__(
+        self, *, inputs: int, width: int, norm: Literal["layer_norm", "none"] = "layer_norm"
+    ) -> None:
         super().__init__()
         self.project = dense(inputs, width)
-        self.norm: nn.Module = layer_norm(width)
+        self.norm = KEY_NORMS[norm](width)
 
     def forward(self, patches: Patches) -> DataTokens:
         """Tokens in the dtype of the weights."""
