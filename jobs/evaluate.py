@@ -26,7 +26,7 @@ from jobs.cluster import connect
 from jobs.model_source import Source, is_folder, source
 from jobs.predictions import measure
 from jobs.scores import score
-from jobs.targets import HeadConfig, Labelled, read_labelled
+from jobs.targets import HeadConfig, Labelled, read_labelled, require_grid
 from jobs.tracking import Run, ended_run, open_run
 from jobs.workers import WorkersConfig, require_workers
 from pipeline.dataset import open_dataset
@@ -58,6 +58,7 @@ def main(config: EvaluateConfig) -> dict[str, float]:
     with source(config.model) as found:
         model = weights.load(found.folder)
         labelled = read_labelled(dataset, model.config.head, split=config.split)
+        require_grid(model.config, labelled)
         with connect():
             require_workers(config.workers)
             measured = measure(

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from fit_model.heads import ClassifyConfig, RegressConfig
+from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
+from fit_model.vix import VixConfig
 from pipeline.dataset import Dataset, ImageRecord
 
 
@@ -101,6 +103,21 @@ def read_labelled(dataset: Dataset, head: HeadConfig, *, split: str) -> Labelled
             _require(dataset, label, kind="number")
         values = _numbers(records, head.targets)
     return Labelled(records=tuple(records), values=values, without_groups=len(every) - len(records))
+
+
+def require_grid(model: ModelConfig, labelled: Labelled) -> None:
+    """Refuse images of other grids of groups than the one that a plain vision transformer takes."""
+    face = model.face
+    if not isinstance(face, VixConfig):
+        return
+    for record in labelled.records:
+        if (record.grid_rows, record.grid_columns) != (face.grid_rows, face.grid_columns):
+            raise ValueError(
+                f"image {record.image_id!r} has {record.grid_rows} x {record.grid_columns} groups, "
+                f"and a model of kind 'vix' with grid_rows {face.grid_rows} and grid_columns "
+                f"{face.grid_columns} takes no other grid: set these two, where all images have "
+                "one grid, or train one of kind 'encoder', which takes any"
+            )
 
 
 def _generate_config(target: GenerateTarget, dataset: Dataset, *, split: str) -> GenerateConfig:

@@ -39,6 +39,7 @@ from jobs.targets import (
     RegressTarget,
     head_config,
     read_labelled,
+    require_grid,
 )
 from jobs.tracking import Run, open_run
 from jobs.worker import Assignment, RecordConfig
@@ -121,6 +122,7 @@ def main(config: TrainConfig) -> TrainResult:
     dataset = open_dataset(config.dataset)
     model = model_config(config, dataset)
     labelled = read_labelled(dataset, model.head, split=config.split)
+    require_grid(model, labelled)
     folder = str(Location.of(config.storage_path).child(config.name))
     before = unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
