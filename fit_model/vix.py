@@ -56,7 +56,9 @@ class VixConfig:
     """The code that turns queries and keys, as "rotary_1d"; see `attention.rotary`."""
     pooling: Literal["class_token", "mean", "class_attention"] = "class_token"
     local_patch_interaction: Literal["none", "convolutions"] = "none"
-    """"convolutions" puts XCiT's two of 3 x 3, with a batch norm, before every feed-forward."""
+    """"convolutions" puts XCiT's two of 3 x 3 before every feed-forward. Their batch norm is the
+    paper's, like that of stem "xcit@norm=batch": while they learn, images depend on those that
+    share their micro-batch on their worker; in evaluation no image depends on another."""
     layer_scale: float | None = None
     """What the learned factors of residuals start from; None for no factors."""
     dropout: float = 0.0

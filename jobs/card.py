@@ -33,7 +33,9 @@ def purpose(model: ModelConfig) -> str:
 
 def size_of(model: ModelConfig) -> str:
     """How large the images may be."""
-    known = known_groups(model)
+    face, known = model.face, known_groups(model)
+    if isinstance(face, VixConfig):
+        return f"{face.grid_rows} x {face.grid_columns} groups an image, in no other grid"
     if known is not None:
         return f"{known} groups an image, no more and no fewer"
     if isinstance(model.head, GenerateConfig):

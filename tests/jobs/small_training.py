@@ -35,11 +35,11 @@ TRUNK = TrunkConfig(
 )
 
 
-def write_images(folder: Path) -> None:
+def write_images(folder: Path, *, sizes_px: tuple[tuple[int, int], ...] = SIZES_PX) -> None:
     """Rasters of several sizes; bright ones and dark ones, one with a missing corner."""
     rows = []
     for number in range(TRAINING_IMAGES + TEST_IMAGES):
-        height, width = SIZES_PX[number % len(SIZES_PX)]
+        height, width = sizes_px[number % len(sizes_px)]
         bright = number % 3 != 0
         pixels = noise(height, width, 2, seed=number, dtype="uint8").astype("uint16")
         pixels = pixels + (150 if bright else 30)

@@ -13,6 +13,7 @@ from ray.train.torch import TorchTrainer
 
 from fit_model.models import build
 from fit_model.objective import PREFIX
+from fit_model.vix import VixConfig
 from jobs.engine import EngineConfig, OptimizerConfig, full_weights
 from jobs.monitor import Inbox
 from jobs.settings import load
@@ -20,7 +21,15 @@ from jobs.targets import RegressTarget
 from jobs.train import TrainConfig, assignment, model_config
 from jobs.worker import Loop
 from pipeline.dataset import open_dataset
-from tests.jobs.small_training import OPTIMIZER, TRUNK, Plain, one_image, train_config
+from tests.jobs.small_training import (
+    OPTIMIZER,
+    TRUNK,
+    Plain,
+    one_image,
+    train_config,
+    write_dataset,
+    write_images,
+)
 
 pytestmark = [pytest.mark.ray]
 
@@ -67,6 +76,31 @@ def variants(dataset: str) -> dict[str, TrainConfig]:
     }
 
 
+VIX = VixConfig(
+    patch_px=8,
+    width=16,
+    depth=2,
+    heads=2,
+    grid_rows=2,
+    grid_columns=2,
+    operator=("softmax", "linformer@rank=4"),
+    stem="xcit",
+    rotary="rotary_axial",
+    pooling="class_attention",
+    layer_scale=0.5,
+)
+ONE_GRID_PX = ((32, 32), (20, 25), (17, 31))
+
+
+def vix_variants(dataset: str) -> dict[str, TrainConfig]:
+    """A plain vision transformer on images of one grid, one of them with a group missing."""
+    config = replace(train_config(dataset), model=VIX)
+    return {
+        "vix, stage 2": replace(config, engine=EngineConfig(zero_stage=2)),
+        "vix, stage 3": replace(config, engine=EngineConfig(zero_stage=3)),
+    }
+
+
 EXACT = [
     "stage 0", "stage 1, 3 micro-steps", "stage 2", "stage 2, 2 micro-steps",
     "stage 2, layers recomputed", "stage 3", "stage 2, numbers",
@@ -90,12 +124,19 @@ def train_all(loop: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(ray_local, tiny_dataset, tmp_path_factory) -> dict[str, Any]:
+def one_grid(tmp_path_factory) -> str:
+    """Images of 2 x 2 groups each."""
+    folder = tmp_path_factory.mktemp("one-grid")
+    write_images(folder / "images", sizes_px=ONE_GRID_PX)
+    return write_dataset(folder / "images", folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def results(ray_local, tiny_dataset, one_grid, tmp_path_factory) -> dict[str, Any]:
     inbox = Inbox.remote()
-    dataset = open_dataset(tiny_dataset)
     tasks = {
-        name: assignment(config, model_config(config, dataset), inbox=inbox)
-        for name, config in variants(tiny_dataset).items()
+        name: assignment(config, model_config(config, open_dataset(config.dataset)), inbox=inbox)
+        for name, config in (variants(tiny_dataset) | vix_variants(one_grid)).items()
     }
     TorchTrainer(
         train_all,
@@ -143,6 +184,17 @@ def test_two_workers_learn_what_one_plain_loop_learns(results, plain, tiny_datas
         image = one_image(dataset, record)
         with torch.inference_mode():
             torch.testing.assert_close(made(image), expected(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vix, stage 2", "vix, stage 3"])
+def test_two_workers_learn_what_one_plain_loop_learns_with_a_plain_vision_transformer(
+    results, one_grid, name
+):
+    config, dataset = vix_variants(one_grid)[name], open_dataset(one_grid)
+    loop = Plain(dataset=dataset, config=config, model_config=model_config(config, dataset))
+    loop.train()
+    assert losses(results, name) == pytest.approx(loop.losses, rel=1e-5)
+    assert norms(results, name) == pytest.approx(loop.norms, rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
