@@ -11,7 +11,6 @@ on, the latents of the patch before, which have seen all patches up to theirs.
 Source: Chen & Li 2023, arXiv:2305.12689; google-research/pix2seq, class FITAR.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +29,7 @@ from fit_model.layout import ImageLayout
 from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, check_positions, table
 from fit_model.recompute import CHECKPOINTING
 from fit_model.shapes import DataTokens, Latents
-from fit_model.subpixels import ORDERS, Levels, number_in_order, shifted
+from fit_model.subpixels import ORDERS, Levels, number_in_order
 
 LOGITS_A_PART = 1 << 24
 """Numbers: how many logits are there at once where they need not be kept."""
@@ -157,8 +156,7 @@ class Decoder(nn.Module):
             classes: one-hot rows; a row of zeros asks for no class.
         """
         tokens = self.tokens(inputs, places, classes)
-        latents = self.latents(places, tokens)
-        streams = self.trunk(tokens, latents, images=images)
+        streams = self.trunk(tokens, self.latents(places), images=images)
         return self.token_norm(streams.tokens)
 
     def tokens(
@@ -176,8 +174,9 @@ class Decoder(nn.Module):
         rows = classes.to(self.classes.dtype) @ self.classes
         return tokens + rows[places.image][:, None]
 
-    def latents(self, places: Places, like: DataTokens) -> Latents:
+    def latents(self, places: Places) -> Latents:
         """Latents before the trunk; tables number patches along the sequence."""
+        like = self.token_norm.weight
         if self.config.latent_position == "coordinate":
             return self.latent_position(places, like)
         number = number_in_order(places, order=self.config.order)
@@ -195,19 +194,9 @@ class Decoder(nn.Module):
         rows = (self.embed if self.read_out is None else self.read_out).table
         return functional.linear(tokens, rows, self.output_bias)
 
-    def bits(
-        self,
-        levels: Levels,
-        places: Places,
-        *,
-        classes: Float[Tensor, "b k"] | None = None,
-    ) -> Float[Tensor, " b"]:
-        """Mean bits a sub-pixel of every image: -log2 of the probability of what is there."""
-        images = self.layout(places)
-        tokens = self(shifted(levels, images), places, images, classes=classes)
-        sums = torch.cat([self.run(self._nats, *part) for part in self._parts(tokens, levels)])
-        counts = torch.bincount(places.image, minlength=places.num_images) * levels.shape[1]
-        return images.total(sums[:, None])[:, 0] / counts / math.log(2.0)
+    def nats(self, tokens: DataTokens, levels: Levels) -> Float[Tensor, " g"]:
+        """-ln of the probability of what is there, summed over each patch."""
+        return torch.cat([self.run(self._nats, *part) for part in self._parts(tokens, levels)])
 
     def _parts(self, tokens: DataTokens, levels: Levels) -> Iterator[tuple[DataTokens, Levels]]:
         """Tokens and levels so many groups at a time that the logits of a part stay small.

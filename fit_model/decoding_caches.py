@@ -28,7 +28,6 @@ from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, Positions, SelfHeads, SelfLayer
 from fit_model.moves import Exchange, Stack
 from fit_model.shapes import DataTokens, Latents
-from fit_model.subpixels import take
 
 
 class Kept:
@@ -220,12 +219,11 @@ class Cached:
         groups = len(places.image) // places.num_images
         first = torch.arange(places.num_images, device=places.image.device) * groups
         self.decoder, self.classes, self.num_tokens = decoder, classes, num_tokens
-        self.places = take(places, first)
+        self.places = places.take(first)
         # added to nothing, a position is its row of the table or code
         nothing = decoder.embed.table.new_zeros(1, num_tokens, decoder.config.trunk.width)
         self.positions = decoder.token_position(nothing)
-        everywhere = nothing.expand(len(places.image), -1, -1)
-        self.latents = decoder.latents(places, everywhere).unflatten(0, (-1, groups))
+        self.latents = decoder.latents(places).unflatten(0, (-1, groups))
         zeros = torch.zeros_like(self.latents[:, 0])
         num_latents = groups * zeros.shape[1]
         self.blocks = [

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from fit_model import checks
 from fit_model.body import LatentMask, Reach, Trunk, TrunkConfig, latents_place, square_place
+from fit_model.course import Start
 from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, dense, layer_norm
 from fit_model.layout import ImageLayout
@@ -29,7 +30,7 @@ from fit_model.positions import (
     check_positions,
     sin_cos,
 )
-from fit_model.shapes import Context, Latents, Patches
+from fit_model.shapes import Context, DataTokens, Latents, Patches
 from fit_model.tokens import Stem
 
 TIME_SCALE = 1000.0
@@ -200,13 +201,37 @@ class Denoiser(nn.Module):
             classes: one-hot rows, zeros for no class; needed by a model that has classes.
             before: raw latents of the step before; None for zeros.
         """
-        images = ImageLayout.of(
+        start = self.start(places, gamma=gamma, classes=classes, before=before)
+        streams = self.trunk(
+            self.tokens(patches),
+            start.latents,
+            images=self.layout(places),
+            context=start.context,
+        )
+        return Denoised(patches=self.patches(streams.tokens), latents=streams.latents)
+
+    def layout(self, places: Places) -> ImageLayout:
+        """How groups line up in their images."""
+        return ImageLayout.of(
             places.image,
             num_images=places.num_images,
             latents_per_group=self.latents_per_group,
         )
-        tokens = self.token_position(self.stem(patches))
-        latents = self.latent_position(places, tokens)
+
+    def tokens(self, patches: Patches) -> DataTokens:
+        """Data tokens before the trunk, of noisy patches of any groups."""
+        return self.token_position(self.stem(patches))
+
+    def start(
+        self,
+        places: Places,
+        *,
+        gamma: Float[Tensor, " b"],
+        classes: Float[Tensor, "b k"] | None,
+        before: Latents | None,
+    ) -> Start:
+        """Latents before the trunk, and what they will be told."""
+        latents = self.latent_position(places, self.token_norm.weight)
         if self.before is not None:
             shown = torch.zeros_like(latents) if before is None else before.to(latents.dtype)
             latents = latents + self.before(shown)
@@ -216,7 +241,8 @@ class Denoiser(nn.Module):
                 raise ValueError("this model was trained with labels: give one an image")
             asked = self.classes(classes.to(context.dtype))
             context = torch.cat([context, asked[:, None]], 1)
-        streams = self.trunk(tokens, latents, images=images, context=context)
-        return Denoised(
-            patches=self.project(self.token_norm(streams.tokens)), latents=streams.latents
-        )
+        return Start(latents=latents, context=context)
+
+    def patches(self, tokens: DataTokens) -> Patches:
+        """The prediction, of tokens after the trunk."""
+        return self.project(self.token_norm(tokens))

@@ -95,14 +95,25 @@ def spread(per_image_value: Float[Tensor, " b"], image: PerGroup) -> Gamma:
     return per_image_value[image][:, None, None]
 
 
-def image_means(values: Patches, places: Places) -> Float[Tensor, " b"]:
-    """The mean over all values of each image."""
+def image_means(per_group: Float[Tensor, " g"], places: Places) -> Float[Tensor, " b"]:
+    """The mean over the groups of each image."""
     images = ImageLayout.of(places.image, num_images=places.num_images, latents_per_group=1)
     counts = torch.bincount(places.image, minlength=places.num_images)
-    return images.total(values.mean((1, 2))[:, None])[:, 0] / counts
+    return images.total(per_group[:, None])[:, 0] / counts
 
 
 def deviations(values: Patches, places: Places) -> Float[Tensor, " b"]:
     """The standard deviation over all values of each image."""
-    centred = values - spread(image_means(values, places), places.image)
-    return image_means(centred.square(), places).sqrt()
+    variances, means = torch.var_mean(values.flatten(1), 1, correction=0)
+    return deviations_of(means, variances, places)
+
+
+def deviations_of(
+    means: Float[Tensor, " g"], variances: Float[Tensor, " g"], places: Places
+) -> Float[Tensor, " b"]:
+    """The standard deviation of each image, of its groups' means and variances.
+
+    variance of an image = mean over its groups of (variance + (mean - mean of the image)^2)
+    """
+    apart = means - image_means(means, places)[places.image]
+    return image_means(variances + apart.square(), places).sqrt()

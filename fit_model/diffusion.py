@@ -1,8 +1,6 @@
 """The diffusion decoder as a model: how it is trained on pixels, measured, and asked for pictures.
 
-    clean = (2 share - 1) input_scale,   t ~ U(0, 1),   gamma = schedule(t)
-    noisy = sqrt(gamma) clean + sqrt(1 - gamma) noise
-    loss  = mean (noise - its estimate)^2,   or of the picture, divided by input_scale^2
+    t ~ U(0, 1),   gamma = schedule(t);   the loss is that of `diffusion_course`
 
 With latent self-conditioning a first pass without gradient gives latents, which a second pass is
 shown for self_conditioning_rate of the images.
@@ -12,22 +10,25 @@ google-research/pix2seq, models/image_token_diffusion_model.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from fit_model.denoiser import Denoised, Denoiser, DiffusionConfig
-from fit_model.denoising import Steps, denoised, image_means, per_image, spread
+from fit_model.course import WHOLE, Runner
+from fit_model.denoiser import Denoiser, DiffusionConfig
+from fit_model.denoising import Steps, per_image, spread
+from fit_model.diffusion_course import DiffusionCourse, Pictures
 from fit_model.dropout import without_dropout
 from fit_model.groups import GroupBatch, Places
 from fit_model.model import Model, ModelConfig
-from fit_model.noise import PREDICTIONS, noised, schedule
-from fit_model.pixels import GenerateConfig, one_hot, pixels_of, require_guidable, shares
+from fit_model.noise import schedule
+from fit_model.pixels import GenerateConfig, one_hot, pixels_of, require_guidable
 from fit_model.samplers import SamplingConfig, sample
-from fit_model.shapes import Latents, Outputs, Patches
-from fit_model.tokens import patches_of, squares_of
+from fit_model.shapes import Outputs
+from fit_model.tokens import squares_of
 
 MEASURED_TIMES = tuple((place + 0.5) / 10 for place in range(10))
 """Where evaluation measures the loss: the middles of ten equal parts of [0, 1]."""
@@ -35,10 +36,9 @@ MEASURED_TIMES = tuple((place + 0.5) / 10 for place in range(10))
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Everything that chance decides about a batch, image by image."""
+    """What chance decides about every image of a batch."""
 
     time: Float[Tensor, " b"]
-    noise: Patches
     shown: Float[Tensor, " b"]
     """1 where the latents of the first pass are shown."""
     named: Float[Tensor, " b"]
@@ -64,37 +64,68 @@ class DiffusionModel(Model):
         )
 
     def losses(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Float[Tensor, " b"]:
         """Mean squared error an image, at a time that its seed draws."""
-        clean, places = self.clean(batch), batch.places
-        draws = self.draw(seeds, places)
-        classes = one_hot(targets, config=self.head, device=clean.device)
+        pictures, draws = self.pictures(batch, seeds), self.draw(seeds)
+        classes = one_hot(targets, config=self.head, device=self.device)
         if classes is not None:
             classes = classes * draws.named[:, None]
         gamma = self.schedule(draws.time)
-        noisy = noised(clean, draws.noise, spread(gamma, places.image))
-        before = self.first_pass(noisy, places, gamma=gamma, classes=classes)
-        if before is not None:
-            before = before * spread(draws.shown, places.image).to(before.dtype)
-        found = self.denoise(noisy, places, gamma=gamma, classes=classes, before=before)
-        return self.errors(found, clean, draws.noise, noisy, gamma=gamma, places=places)
+        return self.errors(pictures, gamma, classes=classes, shown=draws.shown, runner=runner)
 
     def measures(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Outputs:
         """The loss at each of MEASURED_TIMES, with the label told and a first pass shown."""
-        clean, places = self.clean(batch), batch.places
-        noise = self.draw(seeds, places).noise
-        classes = one_hot(targets, config=self.head, device=clean.device)
+        pictures = self.pictures(batch, seeds)
+        classes = one_hot(targets, config=self.head, device=self.device)
+        always = torch.ones(batch.num_images, device=self.device)
         columns = []
         for time in MEASURED_TIMES:
-            gamma = self.schedule(torch.full((places.num_images,), time, device=clean.device))
-            noisy = noised(clean, noise, spread(gamma, places.image))
-            before = self.first_pass(noisy, places, gamma=gamma, classes=classes)
-            found = self.denoise(noisy, places, gamma=gamma, classes=classes, before=before)
-            columns.append(self.errors(found, clean, noise, noisy, gamma=gamma, places=places))
+            gamma = self.schedule(time * always)
+            errors = self.errors(pictures, gamma, classes=classes, shown=always, runner=runner)
+            columns.append(errors)
         return torch.stack(columns, 1)
+
+    def errors(
+        self,
+        pictures: Pictures,
+        gamma: Float[Tensor, " b"],
+        *,
+        classes: Float[Tensor, "b k"] | None,
+        shown: Float[Tensor, " b"],
+        runner: Runner,
+    ) -> Float[Tensor, " b"]:
+        """Mean squared error an image; `shown` is 1 where the latents of a first pass are shown."""
+        image = pictures.places.image
+        deviations = (
+            pictures.deviations(gamma, runner.chunks(len(image)))
+            if self.face.normalize_input == "deviation"
+            else None
+        )
+        course = partial(
+            DiffusionCourse,
+            self.denoiser,
+            pictures,
+            gamma=gamma,
+            classes=classes,
+            deviations=deviations,
+        )
+        if self.face.self_conditioning == "none":
+            return runner.outputs(course())[:, 0]
+        before = runner.latents(course())
+        return runner.outputs(course(before=before * spread(shown, image).to(before)))[:, 0]
 
     def generate(
         self,
@@ -127,74 +158,21 @@ class DiffusionModel(Model):
         values = squares_of(clean, patch_px=self.face.patch_px, bands=bands)
         return pixels_of((values / self.face.input_scale + 1.0) / 2.0, config=self.head)
 
-    def clean(self, batch: GroupBatch) -> Patches:
-        """Patches of the pixels, from -input_scale to input_scale."""
+    def pictures(self, batch: GroupBatch, seeds: Int64[Tensor, " b"]) -> Pictures:
+        """The patches of a batch, from -input_scale to input_scale, and their noise."""
         self.require_format(batch)
-        values = (2.0 * shares(batch, config=self.head) - 1.0) * self.face.input_scale
-        return patches_of(values, patch_px=self.face.patch_px)
+        return Pictures(
+            batch, seeds, face=self.face, head=self.head, device=self.device, exact=self.exact
+        )
 
-    def draw(self, seeds: Int64[Tensor, " b"], places: Places) -> Draws:
-        """What chance decides about these images."""
-        shape = (self.config.num_tokens, self.config.patch_channels)
-        chances, noise = [], []
-        counts = torch.bincount(places.image, minlength=places.num_images).tolist()
-        for seed, count in zip(seeds.tolist(), counts, strict=True):
-            generator = torch.Generator().manual_seed(seed)
-            chances.append(torch.rand(3, generator=generator))
-            noise.append(torch.randn(count, *shape, generator=generator))
-        device = places.image.device
-        time, shown, named = torch.stack(chances, 1).to(device)
+    def draw(self, seeds: Int64[Tensor, " b"]) -> Draws:
+        """What chance decides about these images, beside their noise."""
+        chances = [
+            torch.rand(3, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()
+        ]
+        time, shown, named = torch.stack(chances, 1).to(self.device)
         return Draws(
             time=time,
-            noise=torch.cat(noise).to(device),
             shown=(shown < self.face.self_conditioning_rate).to(torch.float32),
             named=(named >= self.face.label_dropout).to(torch.float32),
         )
-
-    def first_pass(
-        self,
-        noisy: Patches,
-        places: Places,
-        *,
-        gamma: Float[Tensor, " b"],
-        classes: Float[Tensor, "b k"] | None,
-    ) -> Latents | None:
-        """The latents that a step before would have left; None without self-conditioning."""
-        if self.face.self_conditioning == "none":
-            return None
-        with torch.no_grad():
-            return self.denoise(noisy, places, gamma=gamma, classes=classes, before=None).latents
-
-    def denoise(
-        self,
-        noisy: Patches,
-        places: Places,
-        *,
-        gamma: Float[Tensor, " b"],
-        classes: Float[Tensor, "b k"] | None,
-        before: Latents | None,
-    ) -> Denoised:
-        """The network on noisy patches, scaled as configured."""
-        return denoised(
-            self.denoiser, self.face, noisy, places, gamma=gamma, classes=classes, before=before
-        )
-
-    def errors(
-        self,
-        found: Denoised,
-        clean: Patches,
-        noise: Patches,
-        noisy: Patches,
-        *,
-        gamma: Float[Tensor, " b"],
-        places: Places,
-    ) -> Float[Tensor, " b"]:
-        """Mean squared error an image, on the noise or on the picture."""
-        level = spread(gamma, places.image)
-        meaning = PREDICTIONS[self.face.prediction]
-        if self.face.loss == "eps":
-            squared = (meaning.noise(found.patches, noisy, level) - noise).square()
-        else:
-            picture = meaning.clean(found.patches, noisy, level)
-            squared = ((picture - clean) / self.face.input_scale).square()
-        return image_means(squared, places)

@@ -163,25 +163,43 @@ class Encoder(nn.Module):
             valid: which patches show something of their image; None for all.
             identity: replaces the one-hot names of the groups.
         """
-        images = ImageLayout.of(
-            places.image,
-            num_images=places.num_images,
-            latents_per_group=self.latents_per_group,
-        )
-        tokens = self.token_position(self.stem(patches))
-        if self.group_token is not None:
-            identity = self.group_token.one_hot(places) if identity is None else identity
-            tokens = self.group_token(tokens, identity)
-            if valid is not None:
-                valid = functional.pad(valid, (identity.shape[1], 0), value=True)
-        latents = self.latent_position(places, tokens)
-        streams: Streams = self.trunk(tokens, latents, images=images, valid=valid)
+        images = self.layout(places)
+        tokens = self.tokens(patches, places, identity=identity)
+        if valid is not None:
+            valid = functional.pad(valid, (tokens.shape[1] - valid.shape[1], 0), value=True)
+        streams: Streams = self.trunk(tokens, self.latents(places), images=images, valid=valid)
         return EncoderOutput(
             tokens=self.token_norm(streams.tokens),
             latents=self.latent_norm(streams.latents),
             images=images,
             valid=valid,
         )
+
+    def layout(self, places: Places) -> ImageLayout:
+        """How groups line up in their images."""
+        return ImageLayout.of(
+            places.image,
+            num_images=places.num_images,
+            latents_per_group=self.latents_per_group,
+        )
+
+    def tokens(
+        self,
+        patches: Patches,
+        places: Places,
+        *,
+        identity: Float[Tensor, "g q t"] | None = None,
+    ) -> Float[Tensor, "g _ d"]:
+        """Data tokens before the trunk, of any groups; those that name a group come first."""
+        tokens = self.token_position(self.stem(patches))
+        if self.group_token is None:
+            return tokens
+        named = self.group_token.one_hot(places) if identity is None else identity
+        return self.group_token(tokens, named)
+
+    def latents(self, places: Places) -> Latents:
+        """Latents before the trunk."""
+        return self.latent_position(places, self.latent_norm.weight)
 
 
 def encode_images(

@@ -5,12 +5,14 @@ from typing import cast
 
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional
 
+from fit_model.course import WHOLE, Course, Runner, Start, Sums
 from fit_model.encoder import Encoder, EncoderConfig
 from fit_model.groups import GroupBatch
-from fit_model.heads import HEADS, Head, PredictConfig
+from fit_model.heads import HEADS, Head, PredictConfig, summed
 from fit_model.model import Model, ModelConfig
-from fit_model.shapes import Outputs
+from fit_model.shapes import DataTokens, Latents, Outputs, ValidTokens
 from fit_model.tokens import normalized, patches_of, valid_patches
 
 
@@ -32,22 +34,71 @@ class EncoderModel(Model):
         make_head: Callable[..., Head] = HEADS[head.kind]
         self.head = make_head(head, width=width)
 
-    def forward(self, batch: GroupBatch) -> Outputs:
+    def forward(self, batch: GroupBatch, *, runner: Runner = WHOLE) -> Outputs:
         """Logits or standardised numbers of every image, in float32 at least."""
         self.require_format(batch)
-        patch_px = self.face.patch_px
-        patches = patches_of(normalized(batch, config=self.config.input), patch_px=patch_px)
-        valid = valid_patches(batch, patch_px=patch_px)
-        return self.head(self.encoder(patches, batch.places, valid=valid))
+        return runner.outputs(EncoderCourse(self, batch))
 
     def losses(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Float[Tensor, " b"]:
         """Cross-entropy in nats, or squared error in deviations."""
-        return self.head.losses(self(batch), cast(Tensor, targets))
+        return self.head.losses(self(batch, runner=runner), cast(Tensor, targets))
 
     def measures(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Outputs:
         """The outputs themselves."""
-        return self(batch)
+        return self(batch, runner=runner)
+
+
+class EncoderCourse(Course):
+    """Pixels in, means over images out."""
+
+    def __init__(self, model: EncoderModel, batch: GroupBatch) -> None:
+        self.model, self.batch = model, batch
+        self.encoder, self.head, self.trunk = model.encoder, model.head, model.encoder.trunk
+        self.config, self.patch_px = model.config.input, model.face.patch_px
+        self.device = model.device
+        self.places = batch.places.to(self.device)
+        self.images = self.encoder.layout(self.places)
+        self.num_groups = len(batch.image)
+        self.num_named = int(self.encoder.group_token is not None)
+        self.ends_in = self.head.pool
+
+    def start(self) -> Start:
+        """Latents know nothing but where their group lies."""
+        return Start(latents=self.encoder.latents(self.places), context=None)
+
+    def enter(self, groups: slice) -> DataTokens:
+        """Tokens of the groups' normalised pixels."""
+        part = self.batch.part(groups).to(self.device)
+        patches = patches_of(normalized(part, config=self.config), patch_px=self.patch_px)
+        return self.encoder.tokens(patches, self.places.take(groups))
+
+    def valid(self, groups: slice) -> ValidTokens | None:
+        """Tokens that show a pixel of their image, and those that name a group."""
+        shown = valid_patches(self.batch.part(groups), patch_px=self.patch_px)
+        if shown is None:
+            return None
+        return functional.pad(shown.to(self.device), (self.num_named, 0), value=True)
+
+    def leave(self, groups: slice, stream: DataTokens | Latents) -> Sums:
+        """The normed rows of the stream that the head pools, summed."""
+        if self.ends_in == "latents":
+            return summed(self.encoder.latent_norm(stream), None)
+        return summed(self.encoder.token_norm(stream), self.valid(groups))
+
+    def finish(self, sums: Float[Tensor, "b z"]) -> Outputs:
+        """What the head makes of them."""
+        return self.head(sums)

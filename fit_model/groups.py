@@ -13,6 +13,9 @@ from torch import Tensor
 
 from fit_model.shapes import PerGroup, PerImage
 
+PER_IMAGE = ("grid_rows", "grid_columns", "nodata")
+"""What a batch says of images; all else it says of groups."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
@@ -36,6 +39,22 @@ class Places:
             column=number,
             grid_rows=ones,
             grid_columns=ones * num_groups,
+        )
+
+    def take(self, chosen: slice | PerGroup) -> "Places":
+        """These of the groups, in this order; images keep their numbers."""
+        return Places(
+            image=self.image[chosen],
+            row=self.row[chosen],
+            column=self.column[chosen],
+            grid_rows=self.grid_rows,
+            grid_columns=self.grid_columns,
+        )
+
+    def to(self, device: torch.device) -> "Places":
+        """The same places on another device."""
+        return Places(
+            **{field.name: getattr(self, field.name).to(device) for field in fields(self)}
         )
 
     @property
@@ -109,8 +128,21 @@ class GroupBatch:
         """Where the groups lie, without their pixels."""
         return Places(**{field.name: getattr(self, field.name) for field in fields(Places)})
 
+    def part(self, groups: slice) -> "GroupBatch":
+        """These neighbours of the groups, as a batch of the images they belong to; no copy."""
+        if (groups.start, groups.stop) == (0, len(self.image)):
+            return self
+        image = self.image[groups]
+        images = slice(int(image[0]), int(image[-1]) + 1)
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, values in parts.items():
+            parts[name] = values[images if name in PER_IMAGE else groups]
+        return GroupBatch(**parts | {"image": image - image[0]})
+
     def to(self, device: torch.device | str) -> "GroupBatch":
         """The same batch on another device; asynchronous from pinned memory."""
+        if self.pixels.device == torch.device(device):
+            return self
         return GroupBatch(
             **{
                 field.name: getattr(self, field.name).to(device, non_blocking=True)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.encoder import EncoderOutput
+from fit_model.course import Sums
 from fit_model.layers import dense, layer_norm
-from fit_model.shapes import Outputs
+from fit_model.shapes import DataTokens, Latents, Outputs, ValidTokens
 
 Pool = Literal["latents", "tokens"]
 POOLS = ("latents", "tokens")
@@ -85,9 +85,9 @@ class Head(nn.Module):
         self.norm = layer_norm(width)
         self.project = dense(width, num_outputs)
 
-    def forward(self, encoded: EncoderOutput) -> Outputs:
-        """One row of outputs an image, in float32 at least."""
-        return self.outputs(mean_over_images(encoded, pool=self.pool))
+    def forward(self, sums: Float[Tensor, "b z"]) -> Outputs:
+        """One row of outputs an image, in float32 at least, of what its groups add up to."""
+        return self.outputs((sums[:, :-1] / sums[:, -1:]).to(self.norm.weight.dtype))
 
     def outputs(self, pooled: Float[Tensor, "b e"]) -> Outputs:
         """The same from what is known of each image."""
@@ -143,14 +143,11 @@ class RegressHead(Head):
 HEADS = {"classify": ClassifyHead, "regress": RegressHead}
 
 
-def mean_over_images(encoded: EncoderOutput, *, pool: Pool) -> Float[Tensor, "b e"]:
-    """The mean of an image's latents, or of its valid data tokens, in the dtype of the streams."""
-    stream = encoded.latents if pool == "latents" else encoded.tokens
+def summed(stream: DataTokens | Latents, valid: ValidTokens | None) -> Sums:
+    """What each group adds to the mean over its image: its valid rows, and how many they are."""
     exact = torch.promote_types(stream.dtype, torch.float32)
     counted = torch.ones(stream.shape[:2], dtype=exact, device=stream.device)
-    if pool == "tokens" and encoded.valid is not None:
-        counted = encoded.valid.to(exact)
-        stream = torch.where(encoded.valid[..., None], stream, 0.0)
-    sums = encoded.images.total(stream.sum(1, dtype=exact))
-    counts = encoded.images.total(counted.sum(1, keepdim=True))
-    return (sums / counts).to(stream.dtype)
+    if valid is not None:
+        counted = valid.to(exact)
+        stream = torch.where(valid[..., None], stream, 0.0)
+    return torch.cat([stream.sum(1, dtype=exact), counted.sum(1, keepdim=True)], 1)

@@ -8,10 +8,12 @@ nor on who shares the batch.
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fit_model.autoregressive import AutoregressiveConfig
+from fit_model.course import WHOLE, Runner
 from fit_model.denoiser import DiffusionConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.groups import GroupBatch
@@ -102,15 +104,38 @@ class Model(nn.Module):
 
     @abstractmethod
     def losses(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Float[Tensor, " b"]:
-        """One loss an image: what training lowers."""
+        """One loss an image: what training lowers. `runner` says how many groups are there at once.
+
+        The batch may stay on the CPU, whichever device the model is on.
+        """
 
     @abstractmethod
     def measures(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Outputs:
         """What an evaluation wants to know of every image, a row each."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def exact(self) -> torch.dtype:
+        """What is computed in where rounding would hurt: the weights' dtype, or float32."""
+        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
 
     def require_format(self, batch: GroupBatch) -> None:
         """Refuse groups of another side or with other bands than the model was made for."""

@@ -62,22 +62,39 @@ class GenerateConfig:
 
 
 def shares(
-    batch: GroupBatch, *, config: GenerateConfig, exact: torch.dtype = torch.float32
+    batch: GroupBatch,
+    *,
+    config: GenerateConfig,
+    exact: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "g side side bands"]:
-    """Pixels as shares of their range.
+    """Pixels as shares of their range, moved to `device`.
 
     Those of a batch on the CPU are held to `require_drawable`; who moves batches to an accelerator
     calls it before, because looking at values there would stall it.
     """
     if batch.pixels.device.type == "cpu":
         require_drawable(batch, config=config)
-    raw = batch.pixels.to(exact if batch.pixels.dtype in EXACT_IN_FLOAT32 else torch.float64)
+    return shares_of(batch.pixels.to(device), config=config, exact=exact)
+
+
+def shares_of(
+    pixels: Shaped[Tensor, "*p"], *, config: GenerateConfig, exact: torch.dtype = torch.float32
+) -> Float[Tensor, "*p"]:
+    """(pixel - pixel_low) / (pixel_high - pixel_low), cut off at 0 and 1."""
+    raw = pixels.to(exact if pixels.dtype in EXACT_IN_FLOAT32 else torch.float64)
     values = (raw - config.pixel_low) / (config.pixel_high - config.pixel_low)
     return values.clamp(0.0, 1.0).to(exact)
 
 
 def require_drawable(batch: GroupBatch, *, config: GenerateConfig) -> None:
     """Refuse what a model of this configuration would learn wrongly, or could not make."""
+    require_kind(batch, config=config)
+    require_range(batch.pixels, config=config)
+
+
+def require_kind(batch: GroupBatch, *, config: GenerateConfig) -> None:
+    """Refuse images of another dtype, or of sides that the groups do not divide."""
     wanted, found = PIXEL_DTYPES[config.pixel_dtype], batch.pixels.dtype
     if wanted != found and not (wanted.is_floating_point and found.is_floating_point):
         name = str(found).removeprefix("torch.")
@@ -86,7 +103,6 @@ def require_drawable(batch: GroupBatch, *, config: GenerateConfig) -> None:
             "take a dataset of the same kind of images"
         )
     require_whole_groups(batch)
-    require_range(batch.pixels, config=config)
 
 
 def require_range(source: Shaped[Tensor, "*p"], *, config: GenerateConfig) -> None:

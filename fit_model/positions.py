@@ -113,7 +113,7 @@ class LearnedLatents(nn.Module):
         self.num_groups = num_groups
         self.table = table(num_groups * latents_per_group, width)
 
-    def forward(self, places: Places, like: DataTokens) -> Latents:
+    def forward(self, places: Places, like: Tensor) -> Latents:
         """Every group's latents, before they have seen anything."""
         check_grid(places, num_groups=self.num_groups)
         rows = self.table.unflatten(0, (self.num_groups, -1))
@@ -129,7 +129,7 @@ class SinCos2dLatents(nn.Module):
             raise ValueError(f"sin_cos_2d latent positions need an even latent_width, not {width}")
         self.num_groups, self.latents_per_group, self.width = num_groups, latents_per_group, width
 
-    def forward(self, places: Places, like: DataTokens) -> Latents:
+    def forward(self, places: Places, like: Tensor) -> Latents:
         """Every group's latents, before they have seen anything."""
         check_grid(places, num_groups=self.num_groups)
         code = grid_code(
@@ -156,7 +156,7 @@ class CoordinateLatents(nn.Module):
         self.slots = table(latents_per_group, width)
         self.gain = nn.Parameter(torch.full((width,), math.sqrt(2.0) * TABLE_STD))
 
-    def forward(self, places: Places, like: DataTokens) -> Latents:
+    def forward(self, places: Places, like: Tensor) -> Latents:
         """Every group's latents, before they have seen anything."""
         row, column = places.row.to(torch.float32), places.column.to(torch.float32)
         code = sin_cos_2d(row, column, width=len(self.gain)).to(self.gain.dtype)

@@ -6,6 +6,7 @@
     m  latent of a group                       s  latent of an image: its groups' latents in a row
     c  channels of a patch: patch_px^2 bands   k  what a head gives for an image
     a  token of an image's context             v  level of a sub-pixel
+    z  what a group adds to its image
 
 Inside an attention operator b counts whatever runs in parallel (groups in local layers, images in
 global ones), q and k count queries and keys, and d and e are the widths of one head.

@@ -1,5 +1,6 @@
 """The autoregressive decoder as a model: trained on pixels, measured, asked for pictures."""
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -9,18 +10,13 @@ from torch import Tensor
 
 from fit_model.autoregressive import AutoregressiveConfig, Decoder
 from fit_model.choosing import DecodingConfig
+from fit_model.course import WHOLE, Course, Runner, Start, Sums
 from fit_model.decoding import KnownLevels, decode
 from fit_model.groups import GroupBatch, Places
 from fit_model.model import Model, ModelConfig
 from fit_model.pixels import GenerateConfig, one_hot, pixels_of, require_guidable
-from fit_model.shapes import Outputs
-from fit_model.subpixels import (
-    Sequences,
-    patch_places,
-    sequence_order,
-    sequences_of,
-    take,
-)
+from fit_model.shapes import DataTokens, Latents, Outputs
+from fit_model.subpixels import Sequences, patch_places, sequence_order
 from fit_model.tokens import squares_of
 
 
@@ -39,20 +35,30 @@ class AutoregressiveModel(Model):
         )
 
     def losses(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Float[Tensor, " b"]:
         """Bits a sub-pixel of every image, the label withheld where its seed says so."""
-        classes = one_hot(targets, config=self.head, device=batch.pixels.device)
+        classes = one_hot(targets, config=self.head, device=self.device)
         if classes is not None and self.face.label_dropout > 0.0:
             classes = classes * self.named(seeds).to(classes)[:, None]
-        return self.bits(batch, classes)
+        return runner.outputs(self.course(batch, classes))[:, 0]
 
     def measures(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Outputs:
         """Bits a sub-pixel of every image, with its label."""
-        classes = one_hot(targets, config=self.head, device=batch.pixels.device)
-        return self.bits(batch, classes)[:, None]
+        classes = one_hot(targets, config=self.head, device=self.device)
+        return runner.outputs(self.course(batch, classes))
 
     def generate(
         self,
@@ -81,7 +87,7 @@ class AutoregressiveModel(Model):
         sequence = sequence_order(patches, order=face.order)
         levels = decode(
             self.decoder,
-            take(patches, sequence),
+            patches.take(sequence),
             num_tokens=self.config.patch_channels,
             classes=one_hot(targets, config=self.head, device=places.image.device),
             seeds=seeds,
@@ -110,20 +116,20 @@ class AutoregressiveModel(Model):
         first = counts.cumsum(0) - counts
         return read.levels[order - first[read.places.image] < num_patches]
 
-    def bits(self, batch: GroupBatch, classes: Float[Tensor, "b k"] | None) -> Float[Tensor, " b"]:
-        """Mean over the sub-pixels of -log2 of the probability of what is there."""
-        read = self.sequences(batch)
-        return self.decoder.bits(read.levels, read.places, classes=classes)
+    def course(self, batch: GroupBatch, classes: Float[Tensor, "b k"] | None) -> "SubpixelCourse":
+        """A pass over the sub-pixels of a batch."""
+        return SubpixelCourse(self.decoder, self.sequences(batch), classes=classes)
 
     def sequences(self, batch: GroupBatch) -> Sequences:
         """The images as the decoder reads them."""
         self.require_format(batch)
-        return sequences_of(
+        return Sequences(
             batch,
             patch_px=self.face.patch_px,
             order=self.face.order,
             num_levels=self.face.num_levels,
             config=self.head,
+            device=self.device,
         )
 
     def named(self, seeds: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -132,3 +138,39 @@ class AutoregressiveModel(Model):
             torch.rand((), generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()
         ]
         return (torch.stack(chances) >= self.face.label_dropout).to(torch.float32)
+
+
+class SubpixelCourse(Course):
+    """Levels in, bits a sub-pixel out; a group of the trunk is one patch.
+
+    Args:
+        decoder: the network.
+        read: the images as it reads them.
+        classes: one-hot rows, or None.
+    """
+
+    def __init__(
+        self, decoder: Decoder, read: Sequences, *, classes: Float[Tensor, "b k"] | None
+    ) -> None:
+        self.model, self.trunk = decoder, decoder.trunk
+        self.decoder, self.read, self.classes = decoder, read, classes
+        self.images = decoder.layout(read.places)
+        self.num_groups = len(read.places.image)
+
+    def start(self) -> Start:
+        """Latents know nothing but where their patch lies."""
+        return Start(latents=self.decoder.latents(self.read.places), context=None)
+
+    def enter(self, groups: slice) -> DataTokens:
+        """Tokens of what comes before each sub-pixel of these patches."""
+        places = self.read.places.take(groups)
+        return self.decoder.tokens(self.read.inputs(groups), places, self.classes)
+
+    def leave(self, groups: slice, stream: DataTokens | Latents) -> Sums:
+        """The nats of each patch, and its number of sub-pixels."""
+        nats = self.decoder.nats(self.decoder.token_norm(stream), self.read.part(groups))
+        return torch.stack([nats, torch.full_like(nats, stream.shape[1])], 1)
+
+    def finish(self, sums: Float[Tensor, "b z"]) -> Outputs:
+        """Their mean in bits."""
+        return sums[:, :1] / sums[:, 1:] / math.log(2.0)

@@ -9,17 +9,16 @@ Source: google-research/pix2seq, models/image_ar_model; facts of Chen & Li 2023,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torch.nn import functional
 
 from fit_model.groups import GroupBatch, Places
 from fit_model.layout import ImageLayout
-from fit_model.pixels import GenerateConfig, shares
+from fit_model.pixels import GenerateConfig, require_kind, require_range, shares_of
 from fit_model.shapes import PerGroup
-from fit_model.tokens import patches_of
 
 Levels = Int64[Tensor, "g n"]
 
@@ -40,25 +39,76 @@ ORDERS: dict[str, Callable[[PerGroup, PerGroup, PerGroup], PerGroup]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Every image's patches in the order in which they are read."""
+    """Every image's patches in the order in which they are read; patches not stored are skipped.
 
-    levels: Levels
-    places: Places
-    """Of patches, not of the groups that are stored."""
+    Pixels stay as they are stored, and become levels some patches at a time.
 
+    Args:
+        batch: stored groups, `across` patches wide.
+        patch_px: side of a patch.
+        order: one of ORDERS.
+        num_levels: of a sub-pixel.
+        config: the pixels' range.
+        device: where levels are wanted; None where the pixels are.
+    """
 
-def sequences_of(
-    batch: GroupBatch, *, patch_px: int, order: str, num_levels: int, config: GenerateConfig
-) -> Sequences:
-    """The sub-pixels of all images as levels, patches in order; patches not stored are skipped."""
-    across = batch.pixels.shape[1] // patch_px
-    values = patches_of(shares(batch, config=config), patch_px=patch_px)
-    levels = (values * (num_levels - 1)).round().long().flatten(0, 1)
-    places = patch_places(batch.places, across=across)
-    sequence = sequence_order(places, order=order)
-    return Sequences(levels=levels[sequence], places=take(places, sequence))
+    def __init__(
+        self,
+        batch: GroupBatch,
+        *,
+        patch_px: int,
+        order: str,
+        num_levels: int,
+        config: GenerateConfig,
+        device: torch.device | None = None,
+    ) -> None:
+        if batch.pixels.device.type == "cpu":
+            require_kind(batch, config=config)
+        self.pixels, self.config, self.num_levels = batch.pixels, config, num_levels
+        self.patch_px, self.across = patch_px, batch.pixels.shape[1] // patch_px
+        places = patch_places(batch.places, across=self.across)
+        self.stored = sequence_order(places, order=order)
+        """Where each patch of the sequences is stored: group by group, row by row."""
+        self.places = places.take(self.stored).to(device or batch.pixels.device)
+        """Of patches, not of the groups that are stored."""
+        self._last: tuple[slice, Levels] | None = None
+
+    @property
+    def levels(self) -> Levels:
+        """Of all patches."""
+        return self.part(slice(0, len(self.stored)))
+
+    def part(self, patches: slice) -> Levels:
+        """Levels of these patches of the sequences; those asked for last are at hand."""
+        if self._last is None or self._last[0] != patches:
+            self._last = None
+            self._last = patches, self._read(patches)
+        return self._last[1]
+
+    def _read(self, patches: slice) -> Levels:
+        stored, across = self.stored[patches], self.across
+        group, row, column = stored // across**2, stored // across % across, stored % across
+        split = self.pixels.unflatten(1, (across, -1)).unflatten(3, (across, -1))
+        pixels = split[group, row, :, column]
+        if pixels.device.type == "cpu":
+            require_range(pixels, config=self.config)
+        values = shares_of(pixels.to(self.places.image.device), config=self.config)
+        return (values * (self.num_levels - 1)).round().long().flatten(1)
+
+    def inputs(self, patches: slice) -> Levels:
+        """What the model is shown: every sub-pixel's predecessor in its image, 0 for the first."""
+        first = max(patches.start - 1, 0)
+        levels, image = (
+            self.part(slice(first, patches.stop)),
+            self.places.image[first : patches.stop],
+        )
+        last = torch.where(image[1:] == image[:-1], levels[:-1, -1], 0)
+        if patches.start == 0:
+            last = functional.pad(last, (1, 0))
+        else:
+            levels = levels[1:]
+        return torch.cat([last[:, None], levels[:, :-1]], 1)
 
 
 def patch_places(groups: Places, *, across: int) -> Places:
@@ -83,17 +133,6 @@ def sequence_order(places: Places, *, order: str) -> PerGroup:
     """Indices that put patches into the order of their images' sequences."""
     longest = int((places.grid_rows * places.grid_columns).max())
     return (places.image * longest + number_in_order(places, order=order)).argsort()
-
-
-def take(places: Places, chosen: PerGroup) -> Places:
-    """These of the places, in this order."""
-    return Places(
-        image=places.image[chosen],
-        row=places.row[chosen],
-        column=places.column[chosen],
-        grid_rows=places.grid_rows,
-        grid_columns=places.grid_columns,
-    )
 
 
 def shifted(levels: Levels, images: ImageLayout) -> Levels:

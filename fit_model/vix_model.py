@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fit_model.canvas import Canvas
+from fit_model.course import WHOLE, Runner
 from fit_model.groups import GroupBatch
 from fit_model.heads import HEADS, Head, PredictConfig
 from fit_model.model import Model, ModelConfig
@@ -35,10 +36,13 @@ class VixModel(Model):
         make_head: Callable[..., Head] = HEADS[head.kind]
         self.head = make_head(head, width=face.width)
 
-    def forward(self, batch: GroupBatch) -> Outputs:
+    def forward(self, batch: GroupBatch, *, runner: Runner = WHOLE) -> Outputs:
         """Logits or standardised numbers of every image, in float32 at least."""
+        if runner is not WHOLE:
+            raise ValueError("a model of kind 'vix' sees its images whole: leave bounded out")
         self.require_format(batch)
         self.require_grid(batch)
+        batch = batch.to(self.device)
         images = self.whole(normalized(batch, config=self.config.input), batch)
         return self.head.outputs(self.vix(images, self.seen(batch)))
 
@@ -76,13 +80,23 @@ class VixModel(Model):
         return self.whole(shown, batch).flatten(1) > 0
 
     def losses(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Float[Tensor, " b"]:
         """Cross-entropy in nats, or squared error in deviations."""
-        return self.head.losses(self(batch), cast(Tensor, targets))
+        return self.head.losses(self(batch, runner=runner), cast(Tensor, targets))
 
     def measures(
-        self, batch: GroupBatch, targets: Tensor | None, *, seeds: Int64[Tensor, " b"]
+        self,
+        batch: GroupBatch,
+        targets: Tensor | None,
+        *,
+        seeds: Int64[Tensor, " b"],
+        runner: Runner = WHOLE,
     ) -> Outputs:
         """The outputs themselves."""
-        return self(batch)
+        return self(batch, runner=runner)

@@ -11,7 +11,7 @@ from fit_model.body import TrunkConfig
 from fit_model.choosing import DecodingConfig
 from fit_model.decoding import decode
 from fit_model.groups import Places
-from fit_model.subpixels import sequence_order, shifted, take
+from fit_model.subpixels import sequence_order, shifted
 from tests.fit_model.examples import randomize
 
 IMAGES, ROWS, COLUMNS, TOKENS, LEVELS = 3, 2, 2, 4, 16
@@ -29,7 +29,7 @@ def patches(*, images=IMAGES, order="snake"):
         grid_rows=torch.full((images,), ROWS),
         grid_columns=torch.full((images,), COLUMNS),
     )
-    return take(places, sequence_order(places, order=order))
+    return places.take(sequence_order(places, order=order))
 
 
 def decoder(*, num_classes=3, num_tokens=TOKENS, num_levels=LEVELS, face=None, **trunk):
@@ -185,7 +185,10 @@ def test_images_come_as_often_as_the_decoder_says():
         config=DecodingConfig(),
     ).view(count, 2)
     with torch.no_grad():
-        bits = model.bits(pairs.view(-1, 1), Places.in_one_row(num_images=4, **row))
+        places, levels = Places.in_one_row(num_images=4, **row), pairs.view(-1, 1)
+        images = model.layout(places)
+        nats = model.nats(model(shifted(levels, images), places, images), levels)
+        bits = images.total(nats[:, None])[:, 0] / 2 / np.log(2.0)
     wanted = count * np.exp2(-2.0 * bits.numpy())
     seen = np.bincount((2 * found[:, 0] + found[:, 1]).numpy(), minlength=4)
     assert wanted.sum() == pytest.approx(count)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fit_model.diffusion import MEASURED_TIMES
+from fit_model.diffusion_course import group_noise
 from tests.fit_model.examples import PATCH_PX, SIDE_PX, image
 from tests.fit_model.generators import (
     CLASSES,
@@ -14,7 +15,6 @@ from tests.fit_model.generators import (
     batch_of,
     model_of,
     seeds_of,
-    single_groups,
     targets_of,
 )
 from tests.fit_model.numpy_sampling import gamma_of
@@ -70,6 +70,11 @@ def loss_alone(model, batch, *, gamma, noise, shown, label):
     return ((found - clean) ** 2).mean() / b**2
 
 
+def noise_of(batch, seeds):
+    """Of all groups, drawn anew."""
+    return group_noise(batch.places, seeds, shape=(4, PATCH_PX**2 * 2))
+
+
 def one_hot(number):
     return np.eye(len(CLASSES))[number]
 
@@ -92,7 +97,7 @@ OTHERS = [
 def test_losses_are_those_of_a_loop_in_float64(face):
     model = model_of("diffusion", **face).double()
     batch, seeds = batch_of(), seeds_of(len(IMAGES))
-    draws = model.draw(seeds, batch.places)
+    draws, noise = model.draw(seeds), noise_of(batch, seeds)
     assert len(set(draws.time.tolist())) == len(IMAGES)
     found = losses(model, seeds=seeds)
     for number, alone in enumerate(IMAGES):
@@ -101,7 +106,7 @@ def test_losses_are_those_of_a_loop_in_float64(face):
             model,
             alone,
             gamma=gamma_of(model.face.schedule, float(draws.time[number])),
-            noise=draws.noise[batch.image == number],
+            noise=noise[batch.image == number],
             shown=bool(draws.shown[number]),
             label=label,
         )
@@ -113,7 +118,7 @@ def test_measures_are_the_losses_at_ten_times_with_label_and_a_first_pass():
     np.testing.assert_allclose(MEASURED_TIMES, np.arange(0.05, 1.0, 0.1))
     model = model_of("diffusion", label_dropout=0.9, self_conditioning_rate=0.0).double()
     batch, seeds = batch_of(), seeds_of(len(IMAGES))
-    noise = model.draw(seeds, batch.places).noise
+    noise = noise_of(batch, seeds)
     found = model.measures(batch, targets_of(model, len(IMAGES)), seeds=seeds)
     assert found.shape == (len(IMAGES), 10)
     for number, alone in enumerate(IMAGES):
@@ -148,6 +153,23 @@ def test_the_same_seed_gives_the_same_loss_and_another_one_another():
     assert (losses(model) != losses(model, start=50)).all()
 
 
+def test_noise_is_standard_normal_and_another_one_in_every_group_of_every_image():
+    places, seeds = batch_of([image(8, 8)] * 2).places, torch.tensor([5, 6])
+    noise = group_noise(places, seeds, shape=(16, 64)).flatten(1)
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    assert (torch.corrcoef(noise) - torch.eye(128)).abs().max() < 0.2
+
+
+def test_a_group_draws_its_noise_whichever_groups_are_there():
+    batch, seeds = batch_of(), seeds_of(len(IMAGES))
+    noise = noise_of(batch, seeds)
+    some = batch.places.take(slice(5, 8))
+    assert torch.equal(group_noise(some, seeds, shape=noise.shape[1:]), noise[5:8])
+    other = group_noise(replace(some, row=some.row + 1), seeds, shape=noise.shape[1:])
+    assert (other != noise[5:8]).any(2).any(1).all()
+
+
 def test_noise_does_not_depend_on_the_global_generator():
     model = model_of("diffusion")
     torch.manual_seed(1)
@@ -158,7 +180,7 @@ def test_noise_does_not_depend_on_the_global_generator():
 
 def test_labels_are_withheld_and_latents_shown_as_often_as_configured():
     model, count = model_of("diffusion", label_dropout=0.3, self_conditioning_rate=0.6), 4000
-    draws = model.draw(torch.arange(count), single_groups(count))
+    draws = model.draw(torch.arange(count))
     assert abs(draws.named.mean() - 0.7) < 0.025
     assert abs(draws.shown.mean() - 0.6) < 0.025
     # independently of each other, and of the time
@@ -167,14 +189,12 @@ def test_labels_are_withheld_and_latents_shown_as_often_as_configured():
     assert abs((draws.time * draws.named).mean() - 0.35) < 0.025
     counts = torch.histc(draws.time, bins=10, min=0, max=1) / count
     assert (counts - 0.1).abs().max() < 0.02
-    assert abs(draws.noise.mean()) < 0.01
-    assert abs(draws.noise.std() - 1) < 0.01
 
 
 @pytest.mark.parametrize(("rate", "wanted"), [(0.0, 0.0), (1.0, 1.0)])
 def test_rates_of_0_and_1_leave_nothing_to_chance(rate, wanted):
     model = model_of("diffusion", label_dropout=0.0, self_conditioning_rate=rate)
-    draws = model.draw(torch.arange(500), single_groups(500))
+    draws = model.draw(torch.arange(500))
     assert (draws.named == 1).all()
     assert (draws.shown == wanted).all()
 
@@ -182,7 +202,7 @@ def test_rates_of_0_and_1_leave_nothing_to_chance(rate, wanted):
 def test_a_withheld_label_changes_nothing_and_a_told_one_does():
     model = model_of("diffusion", label_dropout=0.5)
     images, seeds = [image(1, 1, seed=n) for n in range(12)], seeds_of(12)
-    named = model.draw(seeds, batch_of(images).places).named.bool()
+    named = model.draw(seeds).named.bool()
     assert 0 < named.sum() < 12
     night, day = (losses(model, images, seeds=seeds, targets=torch.full((12,), k)) for k in (0, 2))
     assert ((night != day) == named).all()
@@ -190,13 +210,13 @@ def test_a_withheld_label_changes_nothing_and_a_told_one_does():
 
 def test_the_first_pass_takes_no_gradient():
     model = model_of("diffusion", self_conditioning_rate=1.0)
-    calls, whole = [], model.denoiser.forward
+    calls, whole = [], model.denoiser.trunk.forward
 
     def watched(*args, **kwargs):
         calls.append(torch.is_grad_enabled())
         return whole(*args, **kwargs)
 
-    model.denoiser.forward = watched
+    model.denoiser.trunk.forward = watched
     targets, seeds = targets_of(model, 4), seeds_of(4)
     model.losses(batch_of(), targets, seeds=seeds).sum().backward()
     assert calls == [False, True]

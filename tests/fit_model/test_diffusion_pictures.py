@@ -95,7 +95,7 @@ def test_a_network_that_knows_the_picture_draws_it():
 def test_patches_are_put_together_as_they_are_taken_apart():
     """A network that predicts the patches of a picture draws that picture."""
     model, wanted = model_of("diffusion", prediction="x"), image(2, 2, seed=8)
-    clean = model.clean(wanted)
+    clean = model.pictures(wanted, seeds_of(1)).pair(slice(0, 4)).clean
     model.denoiser.forward = lambda *_, **__: type(
         "Known", (), {"patches": clean, "latents": torch.zeros(4, 3, 16)}
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fit_model.layout import ImageLayout
-from fit_model.subpixels import ORDERS, sequence_order, sequences_of, shifted
+from fit_model.subpixels import ORDERS, Sequences, sequence_order, shifted
 from fit_model.tokens import squares_of
 from tests.fit_model.examples import SIDE_PX, image
 from tests.fit_model.generators import IMAGES, batch_of, head
@@ -17,7 +17,7 @@ ACROSS = SIDE_PX // PATCH_PX
 
 
 def read(batch, *, order, num_levels=256, config=None, patch_px=PATCH_PX):
-    return sequences_of(
+    return Sequences(
         batch, patch_px=patch_px, order=order, num_levels=num_levels, config=config or head()
     )
 
