@@ -256,7 +256,13 @@ class Trunk(nn.Module):
         return block.read(tokens, latents, valid)  # [g m e] read their group
 
     def meet(
-        self, number: int, latents: Latents, *, images: ImageLayout, context: Context | None = None
+        self,
+        number: int,
+        latents: Latents,
+        *,
+        images: ImageLayout,
+        context: Context | None = None,
+        run: Run | None = None,
     ) -> Latents:
         """Latents of whole images after block `number`: told what is asked for, and of each other.
 
@@ -265,10 +271,11 @@ class Trunk(nn.Module):
             latents: of all groups, as the stretch left them.
             images: which groups make an image.
             context: what each image is asked to be, for a model that is told.
+            run: how global layers are called, where not as configured.
         """
         block = self.blocks[number]
         latents = block.condition(latents, images, context)  # [g m e] read what is asked for
-        return block.across(latents, images)  # [g m e] see all latents of their image
+        return block.across(latents, images, run)  # [g m e] see all latents of their image
 
     def offered(self, latents: Latents, *, images: ImageLayout) -> Latents:
         """What a write lets the tokens of each group read of the latents that have just met.

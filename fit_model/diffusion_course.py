@@ -20,6 +20,7 @@ from fit_model.denoising import deviations_of, spread
 from fit_model.groups import GroupBatch, Places
 from fit_model.noise import PREDICTIONS, noised
 from fit_model.pixels import GenerateConfig, shares
+from fit_model.seeds import mixed
 from fit_model.shapes import DataTokens, Latents, Outputs, Patches
 from fit_model.tokens import patches_of
 
@@ -100,17 +101,6 @@ def group_noise(
         for image, number in pairs
     ]
     return torch.stack(drawn)
-
-
-def mixed(seed: int, number: int) -> int:
-    """A seed of 64 bits for the number-th part of what `seed` decides.
-
-    SplitMix64: Steele et al. 2014, doi:10.1145/2660193.2660195.
-    """
-    z = (seed + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return z ^ (z >> 31)
 
 
 class DiffusionCourse(Course):

@@ -67,11 +67,13 @@ def forward_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
 def training_macs(config: ModelConfig, groups_per_image: Sequence[int]) -> int:
     """Multiply-adds of one training step: backward costs two forwards, recomputing is no use.
 
-    The first pass of self-conditioning is one forward more.
+    The first pass of self-conditioning is one forward more, without its prediction.
     """
-    face = config.face
-    shown = isinstance(face, DiffusionConfig) and face.self_conditioning == "latent"
-    return (4 if shown else 3) * forward_macs(config, groups_per_image)
+    face, forward = config.face, forward_macs(config, groups_per_image)
+    if not isinstance(face, DiffusionConfig) or face.self_conditioning == "none":
+        return 3 * forward
+    tokens = sum(groups_per_image) * config.num_tokens
+    return 4 * forward - tokens * config.patch_channels * face.trunk.width
 
 
 def _stem(face: EncoderConfig, *, bands: int) -> PixelStem:

@@ -33,11 +33,15 @@ class Stack(nn.Module):
         self.run = run
 
     def through(
-        self, x: Positions, may_attend: Bool[Tensor, "#b 1 #n n"] | None = None
+        self,
+        x: Positions,
+        may_attend: Bool[Tensor, "#b 1 #n n"] | None = None,
+        *,
+        run: Run | None = None,
     ) -> Positions:
-        """The positions after all layers."""
+        """The positions after all layers, which are called through `run` where it is given."""
         for layer in self.layers:
-            x = self.run(layer, x, may_attend)
+            x = (run or self.run)(layer, x, may_attend)
         return x
 
 
@@ -52,9 +56,9 @@ class Local(Stack):
 class Across(Stack):
     """Global layers: all latents of an image see each other."""
 
-    def forward(self, latents: Latents, images: ImageLayout) -> Latents:
+    def forward(self, latents: Latents, images: ImageLayout, run: Run | None = None) -> Latents:
         """Latents after all layers, with the reach that `images.may_attend` grants."""
-        return images.split(self.through(images.join(latents), images.may_attend))
+        return images.split(self.through(images.join(latents), images.may_attend, run=run))
 
 
 class Exchange(nn.Module):
