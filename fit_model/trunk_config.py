@@ -55,7 +55,7 @@ def parse_layers(layers: str) -> tuple[BlockPlan, ...]:
     return blocks
 
 
-READINGS: dict[str, tuple[Reading, Reading, Reading]] = {
+EXCHANGES: dict[str, tuple[Reading, Reading, Reading]] = {
     "read_write": ("latents", "latents", "none"),
     "bixt": ("both", "latents", "tokens"),
 }
@@ -118,12 +118,11 @@ class TrunkConfig:
         if min(self.width, self.latent_width) < min(self.heads, self.latent_heads):
             raise ValueError("read and write have more heads than channels: use fewer heads")
         checks.rate(dropout=self.dropout, drop_path=self.drop_path)
-        checks.one_of(READINGS, exchange=self.exchange)
+        checks.one_of(EXCHANGES, exchange=self.exchange)
         checks.one_of(("attention", "none"), local_mixing=self.local_mixing)
         checks.one_of(("nothing", "feed_forward"), after_exchange=self.after_exchange)
         checks.one_of(KEY_NORMS, key_norm=self.key_norm)
         checks.one_of(CHECKPOINTING, checkpointing=self.checkpointing)
-
         self._check_operators()
         self._check_exchange()
 
@@ -173,19 +172,16 @@ class TrunkConfig:
         """The layer string, taken apart, and what else differs between blocks."""
         plans = parse_layers(self.layers)
         local, across = self.per_block("local_operator"), self.per_block("global_operator")
-        inner, ending_globally, ending_locally = READINGS[self.exchange]
-        last = len(plans) - 1
+        inner, ending_globally, ending_locally = EXCHANGES[self.exchange]
+        ending = ending_globally if plans[-1].num_across else ending_locally
+        readings = [inner] * (len(plans) - 1) + [ending]
         return tuple(
             replace(
                 plan,
                 local_operator=local[number],
                 global_operator=across[number],
-                reading=inner
-                if number < last
-                else ending_globally
-                if plan.num_across
-                else ending_locally,
-                writes=self.exchange == "read_write" and number < last,
+                reading=readings[number],
+                writes=self.exchange == "read_write" and plan is not plans[-1],
             )
             for number, plan in enumerate(plans)
         )

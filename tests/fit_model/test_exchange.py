@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from fit_model import recompute, weights
+from fit_model.body import Reach, Trunk
 from fit_model.flops import forward_macs, num_parameters
 from fit_model.groups import collate
 from fit_model.heads import RegressConfig
+from fit_model.layout import ImageLayout
 from fit_model.models import build, config_from_dict, config_to_dict
 from tests.fit_model.examples import image, model_config, randomize, trunk_config
 from tests.fit_model.generators import batch_of, generator_config, seeds_of, targets_of
@@ -69,6 +71,19 @@ def test_neither_batch_mates_nor_what_lies_outside_an_image_change_anything(laye
     outside = collate(IMAGES)
     outside.pixels[1, :, 2:] += 50  # of 10 columns the second group has two
     assert torch.equal(model(outside), together)
+
+
+@pytest.mark.parametrize("layers", ["(1)1(1)1", "(1)1(1)1(1)"])
+@torch.no_grad()
+def test_tokens_that_are_not_valid_are_read_by_nobody(layers):
+    trunk = randomize(Trunk(bixt(layers=layers), reach=Reach()).double())
+    images = ImageLayout.of(torch.tensor([0, 0, 1]), num_images=2, latents_per_group=3)
+    tokens, latents = torch.randn(3, 4, 12).double(), torch.randn(3, 3, 8).double()
+    valid = torch.tensor([[True, True, False, True], [True] * 4, [False, False, True, False]])
+    before = trunk(tokens, latents, images=images, valid=valid)
+    after = trunk(tokens + ~valid[..., None], latents, images=images, valid=valid)
+    assert torch.equal(after.latents, before.latents)
+    assert torch.equal(after.tokens[valid], before.tokens[valid])
 
 
 @pytest.mark.parametrize("after", ["nothing", "feed_forward"])
