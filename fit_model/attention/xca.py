@@ -75,7 +75,9 @@ class Xca(TokenMixer):
         )
         scores = self.temperature.to(exact.dtype) * (query @ key.transpose(-2, -1))
         mixed = scores.softmax(-1) @ value
-        return self.out(mixed.permute(0, 3, 1, 2).flatten(2).to(projected.dtype))
+        tokens = mixed.permute(0, 3, 1, 2).flatten(2).to(projected.dtype)
+        # of strided tokens, the bfloat16 product is rounded before the bias is added
+        return self.out(tokens.contiguous())
 
     def macs(self, num_tokens: int) -> int:
         """Multiply-adds of a sequence."""
