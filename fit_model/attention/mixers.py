@@ -46,6 +46,17 @@ CAUSAL_MIXERS = ("tssa", "aft_simple", "aft_full", "aft_local", "performer")
 ROTARY_MIXERS = ("performer", "linformer", "nystromformer")
 """Those with queries and keys that a rotary code turns."""
 
+COMPILED = (
+    *OPERATORS,
+    *("tssa", "aft_simple", "performer", "linformer", "nystromformer", "xca", "fnet", "mlp_mixer"),
+)
+"""Those that torch.compile takes whole (fullgraph=True), causal forms and masks of tokens included.
+
+Outputs and gradients are those of the plain layer, with the backend inductor within 1e-5 of their
+size. Another length may be compiled anew. The other forms of AFT look at their sums to see which
+of them to compute again: torch.compile runs them in pieces.
+"""
+
 
 def is_softmax(operator: str) -> bool:
     """Whether the operator works on scores of pairs of tokens."""

@@ -97,10 +97,10 @@ class Nystromformer(TokenMixer):
             query, key = self.rotary(query, key)
         if seen is not None:
             value = value.where(seen[:, None, :, None], 0.0)
-        mixed = self.through_landmarks(exact(query), exact(key), exact(value), seen).to(x.dtype)
+        mixed = self.through_landmarks(exact(query), exact(key), exact(value), seen)
         if self.conv is not None:
-            mixed = mixed + self.conv(value)
-        return self.out(merge_heads(mixed))
+            mixed = mixed + exact(self.conv(value))
+        return self.out(merge_heads(mixed).to(x.dtype))
 
     def macs(self, num_tokens: int) -> int:
         """Multiply-adds of a sequence in which all tokens are seen."""

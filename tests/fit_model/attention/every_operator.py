@@ -11,8 +11,12 @@ from fit_model.layers import SelfHeads
 
 WIDTH, HEADS = 32, 4
 NAMES = [*OPERATORS, *MIXERS, "bixt", *(f"{name} causal" for name in CAUSAL_OPERATORS)]
-NAMES += [f"{name} causal" for name in CAUSAL_MIXERS]
-GRIDS = {5: (1, 5), 60: (6, 10), 1000: (25, 40)}
+NAMES += [f"{name} {sight}" for name in CAUSAL_MIXERS for sight in ("causal", "in chunks")]
+PLACES = {
+    "": lambda num_tokens: Place(grid=(num_tokens // 5, 5)),
+    "causal": lambda num_tokens: Place(num_tokens=num_tokens, causal="tokens"),
+    "in chunks": lambda num_tokens: Place(num_tokens=num_tokens, causal="chunks", chunk=15),
+}
 
 
 class Exchange(nn.Module):
@@ -34,16 +38,14 @@ class Exchange(nn.Module):
 def build_operator(name: str, *, num_tokens: int, seed: int = 0) -> nn.Module:
     """The operator with every weight a little away from where it starts."""
     torch.manual_seed(seed)
-    kind, _, causal = name.partition(" ")
+    kind, _, sight = name.partition(" ")
     if kind == "bixt":
         layer: nn.Module = Exchange()
     elif kind in OPERATORS:
-        attend = (CAUSAL_OPERATORS if causal else OPERATORS)[kind]
+        attend = (CAUSAL_OPERATORS if sight else OPERATORS)[kind]
         layer = SelfHeads(width=WIDTH, heads=HEADS, attend=attend)
     else:
-        place = Place(num_tokens=num_tokens, causal="tokens") if causal else None
-        place = place or Place(grid=GRIDS[num_tokens])
-        layer = build_mixer(kind, width=WIDTH, heads=HEADS, place=place)
+        layer = build_mixer(kind, width=WIDTH, heads=HEADS, place=PLACES[sight](num_tokens))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
