@@ -80,13 +80,21 @@ class Aft(TokenMixer):
     """
 
     def __init__(
-        self, *, width: int, hidden: int, keys: int, kind: str, place: Place, qkv_bias: bool
+        self,
+        kind: str,
+        *,
+        width: int,
+        hidden: int | None = None,
+        keys: int | None = None,
+        place: Place,
+        qkv_bias: bool,
     ) -> None:
         super().__init__()
+        hidden = hidden or width
         self.kind = kind
         self.sight = place.sight
         self.query = projection(width, hidden, bias=qkv_bias)
-        self.key = projection(width, keys, bias=qkv_bias)
+        self.key = projection(width, keys or hidden, bias=qkv_bias)
         self.value = projection(width, hidden, bias=qkv_bias)
         self.out = dense(hidden, width)
 
@@ -127,14 +135,8 @@ class AftSimple(Aft):
     """
 
     def __init__(self, config: AftSimpleConfig, *, width: int, heads: int, place: Place) -> None:
-        hidden = config.hidden or width
         super().__init__(
-            width=width,
-            hidden=hidden,
-            keys=hidden,
-            kind=config.kind,
-            place=place,
-            qkv_bias=config.qkv_bias,
+            config.kind, width=width, hidden=config.hidden, place=place, qkv_bias=config.qkv_bias
         )
 
     def mix(
@@ -159,14 +161,8 @@ class AftFull(Aft):
     """
 
     def __init__(self, config: AftFullConfig, *, width: int, heads: int, place: Place) -> None:
-        hidden = config.hidden or width
         super().__init__(
-            width=width,
-            hidden=hidden,
-            keys=hidden,
-            kind=config.kind,
-            place=place,
-            qkv_bias=config.qkv_bias,
+            config.kind, width=width, hidden=config.hidden, place=place, qkv_bias=config.qkv_bias
         )
         self.position_bias = PositionBias(
             place.length(operator=config.kind), rank=config.rank, initial_std=config.initial_std

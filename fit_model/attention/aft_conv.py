@@ -92,12 +92,7 @@ class AftConv(Aft):
                 f"width {width} is no multiple of the {heads} heads of aft_conv; change heads"
             )
         super().__init__(
-            width=width,
-            hidden=width,
-            keys=heads,
-            kind=config.kind,
-            place=place,
-            qkv_bias=config.qkv_bias,
+            config.kind, width=width, keys=heads, place=place, qkv_bias=config.qkv_bias
         )
         place.refuse_causal(operator=config.kind)
         if place.prefix:

@@ -53,14 +53,8 @@ class AftLocal(Aft):
     """
 
     def __init__(self, config: AftLocalConfig, *, width: int, heads: int, place: Place) -> None:
-        hidden = config.hidden or width
         super().__init__(
-            width=width,
-            hidden=hidden,
-            keys=hidden,
-            kind=config.kind,
-            place=place,
-            qkv_bias=config.qkv_bias,
+            config.kind, width=width, hidden=config.hidden, place=place, qkv_bias=config.qkv_bias
         )
         self.window = config.window
         self.position_bias = PositionBias(
