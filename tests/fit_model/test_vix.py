@@ -15,7 +15,6 @@ from fit_model.heads import ClassifyConfig, RegressConfig
 from fit_model.model import ModelConfig
 from fit_model.models import build, config_from_dict, config_to_dict
 from fit_model.vix import VixConfig
-from fit_model.vix_layers import ClassAttentionLayer
 from tests.fit_model.examples import BANDS, SIDE_PX, image, randomize
 from tests.fit_model.generators import generator_config, pixels, seeds_of
 from tests.fit_model.test_operators_in_fit import SHORT
@@ -133,27 +132,6 @@ def test_tokens_of_missing_groups_are_read_by_nobody(kind):
 
     model.vix.position.register_forward_hook(disturb)
     torch.testing.assert_close(model(gaps), before, rtol=1e-9, atol=1e-9)
-
-
-def test_class_attention_keeps_the_quirks_of_the_public_code():
-    layer = ClassAttentionLayer(
-        width=8, heads=2, mlp_ratio=2, layer_scale=0.5, dropout=0.0, drop_path=0.0
-    )
-    layer, x = randomize(layer).double(), torch.randn(3, 5, 8, dtype=torch.float64)
-    first, second = layer.attention_scale.layer_scale, layer.feed_forward_scale.layer_scale
-    normed = layer.norm(x)
-    others = layer.feed_forward_norm(x[:, 1:] + first * normed[:, 1:])
-    torch.testing.assert_close(layer(x)[:, 1:], 2 * others)
-    query = layer.attention.query(normed[:, 0])
-    key, value = layer.attention.key_value(normed).chunk(2, -1)
-    read = []
-    for head in (slice(0, 4), slice(4, 8)):
-        scores = torch.einsum("bd,bkd->bk", query[:, head], key[..., head]) / 2
-        read.append(torch.einsum("bk,bkd->bd", scores.softmax(-1), value[..., head]))
-    token = x[:, 0] + first * layer.attention.out(torch.cat(read, -1))
-    token = layer.feed_forward_norm(token)
-    thought = layer.contract(torch.nn.functional.gelu(layer.expand(token)))
-    torch.testing.assert_close(layer(x)[:, 0], token + second * thought)
 
 
 @torch.no_grad()

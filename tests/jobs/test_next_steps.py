@@ -9,6 +9,7 @@ from rich.console import Console
 from fit_model.encoder import EncoderConfig
 from fit_model.heads import ClassifyConfig
 from fit_model.models import build
+from fit_model.vix import VixConfig
 from jobs import evaluate, generate
 from jobs.card import model_card
 from jobs.evaluate import EvaluateConfig
@@ -85,14 +86,19 @@ LEARNED = {"latent_position": "learned"}
         ("diffusion", LEARNED | {"num_groups": 6}, "6 groups an image, no more and no fewer"),
         ("autoregressive", LEARNED | {"num_groups": 24}, "6 groups an image, no more"),
         ("encoder", {}, "any number of groups an image"),
+        ("vix", {"grid_rows": 2, "grid_columns": 3}, "2 x 3 groups an image, in no other grid"),
         ("encoder", LEARNED | {"num_groups": 6}, "6 groups an image, no more and no fewer"),
         ("encoder", {"group_token": "one_hot", "num_groups": 6}, "6 groups an image, no more"),
     ],
 )
 def test_a_card_says_how_large_images_may_be(dataset, face, changes, says):
     opened = open_dataset(dataset)
-    if face == "encoder":
-        config = encoder_config(dataset, model=EncoderConfig(patch_px=4, trunk=TRUNK))
+    predicting = {
+        "encoder": EncoderConfig(patch_px=4, trunk=TRUNK),
+        "vix": VixConfig(patch_px=4, width=8, depth=1, heads=1),
+    }
+    if face in predicting:
+        config = encoder_config(dataset, model=predicting[face])
     else:
         config = train_config(dataset, face)
     config = replace(config, model=replace(config.model, **changes))

@@ -1,13 +1,17 @@
 """What a model learns: labels as the dataset has them, or one line that says why not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fit_model.heads import ClassifyConfig
-from jobs.targets import ClassifyTarget, RegressTarget, head_config, read_labelled
+from fit_model.vix import VixConfig
+from jobs.targets import ClassifyTarget, RegressTarget, head_config, read_labelled, require_grid
+from jobs.train import model_config
 from pipeline.dataset import open_dataset
-from tests.jobs.small_training import TEST_IMAGES, TRAINING_IMAGES
+from tests.jobs.small_training import TEST_IMAGES, TRAINING_IMAGES, train_config
 
 
 @pytest.fixture
@@ -75,3 +79,16 @@ def test_a_class_that_the_model_does_not_know_is_refused_with_the_image(dataset)
     head = ClassifyConfig(target="kind", classes=("bright", "grey"))
     with pytest.raises(ValueError, match=r"'test-09' has kind 'dark', .* classes: bright, grey"):
         read_labelled(dataset, head, split="test")
+
+
+def test_images_of_another_grid_than_a_plain_vision_transformer_takes_are_refused_by_name(dataset):
+    config = replace(train_config("d"), model=VixConfig(patch_px=8, width=8, depth=1, heads=1))
+    model = model_config(config, dataset)
+    labelled = read_labelled(dataset, model.head, split="train")
+    with pytest.raises(
+        ValueError, match="'train-01' has 2 x 3 groups.*grid_rows 1 and grid_columns 1"
+    ):
+        require_grid(model, labelled)
+    require_grid(model, replace(labelled, records=labelled.records[:1]))
+    encoder = model_config(train_config("d"), dataset)
+    require_grid(encoder, labelled)
