@@ -2,6 +2,7 @@
 
     VISION_MODELS["tost_small_12"]()            for 224 px images in patches of 16 px
     VISION_MODELS["vit_hybrid"](drop_path=0.1)  with a setting changed
+    python -m fit_model.vision_models tost_small_12    prints the settings, to be put under `model`
 
 Each is for images of one group of the size it was published for. What the published code holds and
 never uses is left out, such as the position table beside a rotary code.
@@ -10,10 +11,13 @@ Source: Vision X-formers, arXiv:2107.02239, and its code (vit, vip, vil, vin, fn
 arXiv:2012.12877; XCiT, arXiv:2106.09681; ToST, arXiv:2412.17810; AFT, arXiv:2105.14103.
 """
 
+import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fit_model import checks, configuration
 from fit_model.vix import VixConfig
 
 XFORMERS = {
@@ -124,3 +128,16 @@ VISION_MODELS: dict[str, Callable[..., VixConfig]] = {
     "aft_conv_small_384_15": partial(aft_conv, kernel=15, filters=384, **DEIT_SIZES["small"]),
     "aft_conv_base": partial(aft_conv, kernel=25, filters=32, **DEIT_SIZES["base"]),
 }
+
+
+def settings_of(name: str) -> str:
+    """All settings of a named model as JSON, which a YAML file may hold as it is."""
+    checks.one_of(VISION_MODELS, name=name)
+    return json.dumps(configuration.to_dict(VISION_MODELS[name]()))
+
+
+if __name__ == "__main__":
+    try:
+        print(settings_of(*sys.argv[1:2] or ("",)))
+    except ValueError as error:
+        sys.exit(str(error))

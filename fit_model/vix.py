@@ -28,6 +28,9 @@ from fit_model.stems import build_stem, read_stem
 from fit_model.vix_ends import POSITIONS, ClassAttention, ClassToken, FirstToken, Mean
 from fit_model.vix_layers import LocalPatchInteraction, VixLayer, mixer_of
 
+MOST_LAYERS = 9999
+"""As in a string of FIT's layers; a configuration that was downloaded may declare any number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VixConfig:
@@ -70,6 +73,8 @@ class VixConfig:
         checks.one_of(("vix",), kind=self.kind)
         sizes = ("patch_px", "width", "depth", "heads", "mlp_ratio", "grid_rows", "grid_columns")
         checks.positive(**{name: getattr(self, name) for name in sizes})
+        if self.depth > MOST_LAYERS:
+            raise ValueError(f"depth is {self.depth}: at most {MOST_LAYERS} layers are made")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of its {self.heads} heads")
         checks.one_of(POSITIONS, position=self.position)

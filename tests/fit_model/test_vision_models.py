@@ -1,8 +1,11 @@
 """The named vision models have the sizes that their papers and their public code have."""
 
+import json
+
 import pytest
 import torch
 
+from fit_model import configuration
 from fit_model.attention.mixers import build_mixer
 from fit_model.attention.place import Place
 from fit_model.flops import num_parameters
@@ -10,7 +13,7 @@ from fit_model.heads import ClassifyConfig
 from fit_model.model import ModelConfig
 from fit_model.models import build
 from fit_model.tokens import InputConfig
-from fit_model.vision_models import VISION_MODELS, xcit
+from fit_model.vision_models import VISION_MODELS, settings_of, xcit
 from fit_model.vix import VixConfig
 
 TABLE = 1025 * 128
@@ -118,6 +121,13 @@ def test_the_mixer_of_tiny_imagenet_is_as_large_as_its_script_makes_it(name):
 def test_every_other_named_model_can_be_built(name):
     side_px = {1: 32, 2: 64, 16: 224}[VISION_MODELS[name]().patch_px]
     assert size(VISION_MODELS[name](), side_px=side_px, classes=10) > 300_000
+
+
+def test_the_settings_of_a_named_model_are_printed_as_a_file_may_hold_them():
+    values = json.loads(settings_of("tost_tiny_12"))
+    assert configuration.from_dict(VixConfig, values) == VISION_MODELS["tost_tiny_12"]()
+    with pytest.raises(ValueError, match="name is 'toast': choose one of vit, vit_hybrid"):
+        settings_of("toast")
 
 
 def mixer_size(operator: str, *, width: int, heads: int, place: Place) -> dict[str, int]:

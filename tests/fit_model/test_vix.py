@@ -230,6 +230,7 @@ def test_it_learns(kind):
         ({"local_patch_interaction": "convolutions"}, "set pooling to 'class_attention'"),
         ({"heads": 3}, "width 16 is no multiple of its 3 heads"),
         ({"grid_rows": 0}, "grid_rows is 0"),
+        ({"depth": 10**10}, "depth is 10000000000: at most 9999 layers are made"),
         ({"layer_scale": float("nan")}, "layer_scale holds nan"),
         ({"position_std": -1.0}, "position_std is -1.0"),
     ],

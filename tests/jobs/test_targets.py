@@ -85,9 +85,8 @@ def test_images_of_another_grid_than_a_plain_vision_transformer_takes_are_refuse
     config = replace(train_config("d"), model=VixConfig(patch_px=8, width=8, depth=1, heads=1))
     model = model_config(config, dataset)
     labelled = read_labelled(dataset, model.head, split="train")
-    with pytest.raises(
-        ValueError, match="'train-01' has 2 x 3 groups.*grid_rows 1 and grid_columns 1"
-    ):
+    said = r"'train-01' has 2 x 3 groups.*grid_rows 1 and grid_columns 1"
+    with pytest.raises(ValueError, match=said):
         require_grid(model, labelled)
     require_grid(model, replace(labelled, records=labelled.records[:1]))
     encoder = model_config(train_config("d"), dataset)
