@@ -46,18 +46,29 @@ def vix_macs(face: VixConfig, pixels: InputConfig) -> int:
 
 def vix_parameters(face: VixConfig, pixels: InputConfig) -> int:
     """Of the backbone without a head; the time this takes does not grow with the depth."""
-    place = face.place(group_side_px=pixels.group_side_px)
-    with torch.device("meta"):
-        ends = [
-            build_stem(face.stem, patch_px=face.patch_px, bands=pixels.bands, width=face.width),
-            POSITIONS[face.position](place=place, width=face.width, std=0.0),
-            POOLINGS[face.pooling](face),
-            *[ClassToken(face.width, std=0.0)] * place.prefix,
+    try:
+        ends = sum(map(_size, _ends(face, pixels)))
+        layers = [
+            count * _size(_layer(face, operator, pixels))
+            for operator, count in Counter(face.operators).items()
         ]
-    layers = Counter(face.operators).items()
-    return sum(map(_size, ends)) + sum(
-        count * _size(_layer(face, operator, pixels)) for operator, count in layers
-    )
+    except RuntimeError as error:  # numbers of 64 bits do not count them
+        raise ValueError(
+            f"width {face.width} and a grid of {face.grid_rows} x {face.grid_columns} groups "
+            f"declare tensors larger than any can be: {error}"
+        ) from error
+    return ends + sum(layers)
+
+
+def _ends(face: VixConfig, pixels: InputConfig) -> list[nn.Module]:
+    place, width = face.place(group_side_px=pixels.group_side_px), face.width
+    with torch.device("meta"):
+        return [
+            build_stem(face.stem, patch_px=face.patch_px, bands=pixels.bands, width=width),
+            POSITIONS[face.position](place=place, width=width, std=0.0),
+            POOLINGS[face.pooling](face),
+            *[ClassToken(width, std=0.0)] * place.prefix,
+        ]
 
 
 def _layer(face: VixConfig, operator: str, pixels: InputConfig) -> VixLayer:

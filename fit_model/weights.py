@@ -115,7 +115,11 @@ def _read_weights(path: Path, *, device: str) -> _Stored:
 
 
 def _fill(config: ModelConfig, tensors: dict[str, torch.Tensor], path: Path) -> Model:
-    declared, found = num_parameters(config), sum(tensor.numel() for tensor in tensors.values())
+    found = sum(tensor.numel() for tensor in tensors.values())
+    try:
+        declared = num_parameters(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     # Weights are compared by number before the model is built: a configuration from elsewhere may
     # declare more than the machine can hold.
     if declared > 10 * found + 1_000_000:

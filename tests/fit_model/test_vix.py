@@ -200,6 +200,18 @@ def test_a_model_of_every_kind_survives_json_and_saving(kind, tmp_path):
         torch.testing.assert_close(again(whole()), model(whole()), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"width": 10**9}, {"width": 10**8, "depth": 9999}, {"grid_rows": 10**12}]
+)
+def test_a_configuration_that_no_machine_can_hold_is_refused(changes, tmp_path):
+    weights.save(build(config_of()), tmp_path)
+    declared = json.loads((tmp_path / weights.CONFIG).read_text())
+    declared["model"]["face"].update(changes)
+    (tmp_path / weights.CONFIG).write_text(json.dumps(declared))
+    with pytest.raises(ValueError, match=f"{tmp_path}/{weights.WEIGHTS}.* declare"):
+        weights.load(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["deit", "tost", "mlp_mixer"])
 def test_it_learns(kind):
     images = [whole(seed) for seed in range(8)]
