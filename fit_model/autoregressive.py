@@ -22,14 +22,16 @@ from torch.nn import functional
 
 from fit_model import checks
 from fit_model.attention.place import Place
-from fit_model.body import Reach, Trunk, TrunkConfig, latents_place
+from fit_model.body import Trunk
 from fit_model.groups import Places
 from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
 from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, check_positions, table
+from fit_model.reach import Reach, latents_place
 from fit_model.recompute import CHECKPOINTING
 from fit_model.shapes import DataTokens, Latents
 from fit_model.subpixels import ORDERS, Levels, number_in_order
+from fit_model.trunk_config import TrunkConfig
 
 LOGITS_A_PART = 1 << 24
 """Numbers: how many logits are there at once where they need not be kept."""

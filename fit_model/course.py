@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fit_model.body import Streams, Trunk
+from fit_model.body import Trunk
 from fit_model.layout import ImageLayout
+from fit_model.moves import Streams
 from fit_model.shapes import Context, DataTokens, Latents, Outputs, ValidTokens
 
 Sums = Float[Tensor, "g z"]

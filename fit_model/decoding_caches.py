@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fit_model.attention.tssa_causal import CausalTssa, TssaState
 from fit_model.autoregressive import Decoder
-from fit_model.body import Block
+from fit_model.block import Block
 from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, Positions, SelfHeads, SelfLayer
 from fit_model.moves import Exchange, Stack

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.body import LatentMask, Reach, Trunk, TrunkConfig, latents_place, square_place
+from fit_model.body import Trunk
 from fit_model.course import Start
 from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, dense, layer_norm
@@ -30,8 +30,10 @@ from fit_model.positions import (
     check_positions,
     sin_cos,
 )
+from fit_model.reach import LatentMask, Reach, latents_place, square_place
 from fit_model.shapes import Context, DataTokens, Latents, Patches
 from fit_model.tokens import Stem
+from fit_model.trunk_config import TrunkConfig
 
 TIME_SCALE = 1000.0
 TIME_SHARE = 4

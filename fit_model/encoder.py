@@ -16,22 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model import checks
-from fit_model.body import (
-    LatentMask,
-    Reach,
-    Streams,
-    Trunk,
-    TrunkConfig,
-    latents_place,
-    square_place,
-)
+from fit_model.body import Trunk
 from fit_model.groups import Places
 from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
+from fit_model.moves import Streams
 from fit_model.positions import LATENT_POSITIONS, TOKEN_POSITIONS, check_grid
+from fit_model.reach import LatentMask, Reach, latents_place, square_place
 from fit_model.shapes import DataTokens, Latents, Patches, ValidTokens
 from fit_model.stems import build_patch_stem, check_patch_stem
 from fit_model.tokens import Stem
+from fit_model.trunk_config import TrunkConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from fit_model.autoregressive import AutoregressiveConfig
-from fit_model.body import TrunkConfig
 from fit_model.denoiser import DiffusionConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.official_layers import Variables
+from fit_model.trunk_config import TrunkConfig
 
 TOKEN_POSITION = {"learned": "learned", "sin_cos": "sin_cos", "sin_cos2d": "sin_cos_2d"}
 LATENT_POSITION = {"learned": "learned", "sin_cos": "sin_cos_2d"}

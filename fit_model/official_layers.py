@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fit_model.body import TrunkConfig
+from fit_model.trunk_config import TrunkConfig
 
 State = dict[str, torch.Tensor]
 

@@ -5,7 +5,7 @@ import torch
 from fit_model.attention.mixers import build_mixer, is_softmax
 from fit_model.attention.place import Place
 from fit_model.attention.token_mixer import TokenMixer
-from fit_model.body import Reach
+from fit_model.reach import Reach
 from fit_model.trunk_config import BlockPlan, TrunkConfig
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from fit_model import checks
 from fit_model.autoregressive import AutoregressiveConfig, Decoder
-from fit_model.body import TrunkConfig
 from fit_model.choosing import DecodingConfig, choose, uniforms
 from fit_model.decoding import Plain, decode
 from fit_model.groups import Places
+from fit_model.trunk_config import TrunkConfig
 from jobs.errors import MachineFault
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

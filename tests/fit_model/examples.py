@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from fit_model.body import TrunkConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.groups import GroupBatch
 from fit_model.heads import ClassifyConfig
 from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
+from fit_model.trunk_config import TrunkConfig
 
 SIDE_PX, PATCH_PX, BANDS = 8, 4, 2
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fit_model.autoregressive import AutoregressiveConfig, Decoder, decode_images
-from fit_model.body import TrunkConfig
 from fit_model.groups import Places
 from fit_model.subpixels import shifted
+from fit_model.trunk_config import TrunkConfig
 from tests.fit_model.examples import randomize
 
 GROUPS, TOKENS, LEVELS = 4, 6, 7

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fit_model.autoregressive import AutoregressiveConfig, Decoder
-from fit_model.body import TrunkConfig
 from fit_model.choosing import DecodingConfig
 from fit_model.decoding import decode
 from fit_model.groups import Places
 from fit_model.subpixels import sequence_order, shifted
+from fit_model.trunk_config import TrunkConfig
 from tests.fit_model.examples import randomize
 
 IMAGES, ROWS, COLUMNS, TOKENS, LEVELS = 3, 2, 2, 4, 16

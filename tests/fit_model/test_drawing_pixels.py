@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from fit_model.autoregressive import AutoregressiveConfig
-from fit_model.body import TrunkConfig
 from fit_model.choosing import DecodingConfig
 from fit_model.groups import GroupBatch
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
 from fit_model.subpixel_model import AutoregressiveModel
 from fit_model.tokens import InputConfig
+from fit_model.trunk_config import TrunkConfig
 from tests.fit_model.examples import randomize
 
 IMAGES, SIDE_PX, PATCH_PX, BANDS, GRID = 2, 4, 2, 3, 2

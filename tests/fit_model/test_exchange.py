@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from fit_model import recompute, weights
-from fit_model.body import Reach, Trunk
+from fit_model.body import Trunk
 from fit_model.flops import forward_macs, num_parameters
 from fit_model.groups import collate
 from fit_model.heads import RegressConfig
 from fit_model.layout import ImageLayout
 from fit_model.models import build, config_from_dict, config_to_dict
+from fit_model.reach import Reach
 from tests.fit_model.examples import image, model_config, randomize, trunk_config
 from tests.fit_model.generators import batch_of, generator_config, seeds_of, targets_of
 from tests.fit_model.test_influence import ALL, IDENTITY, encoder, influence

@@ -9,11 +9,11 @@ import torch
 
 from fit_model import weights
 from fit_model.attention.mixers import CAUSAL_MIXERS, MIXERS
-from fit_model.body import TrunkConfig
 from fit_model.choosing import DecodingConfig
 from fit_model.flops import forward_macs, num_parameters
 from fit_model.groups import collate
 from fit_model.models import build, config_from_dict, config_to_dict
+from fit_model.trunk_config import TrunkConfig
 from tests.fit_model.examples import image, model_config, randomize, trunk_config
 from tests.fit_model.generators import batch_of, generator_config, seeds_of, targets_of
 from tests.fit_model.test_causality import EVERY, STRICT, dependence

@@ -6,7 +6,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fit_model.autoregressive import AutoregressiveConfig, Decoder
-from fit_model.body import TrunkConfig
 from fit_model.denoiser import Denoiser, DiffusionConfig
 from fit_model.encoder import Encoder, EncoderConfig
 from fit_model.flops import (
@@ -20,6 +19,7 @@ from fit_model.flops import (
 from fit_model.heads import RegressConfig
 from fit_model.models import build
 from fit_model.tokens import InputConfig
+from fit_model.trunk_config import TrunkConfig
 from tests.fit_model.examples import image, model_config, trunk_config
 from tests.fit_model.generators import batch_of, generator_config, head, pixels, targets_of
 

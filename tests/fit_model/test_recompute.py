@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fit_model import recompute
-from fit_model.body import Reach, Trunk
+from fit_model.body import Trunk
 from fit_model.layout import ImageLayout
+from fit_model.reach import Reach
 from tests.fit_model.examples import randomize, trunk_config
 
 

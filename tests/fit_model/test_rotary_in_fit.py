@@ -8,11 +8,12 @@ import torch
 
 from fit_model import weights
 from fit_model.attention.place import Place
-from fit_model.body import Reach, local_layer
+from fit_model.block import local_layer
 from fit_model.flops import forward_macs, num_parameters
 from fit_model.layers import FeedForwardLayer
 from fit_model.models import build, config_from_dict, config_to_dict
 from fit_model.optimize import layer_groups, parameter_groups
+from fit_model.reach import Reach
 from tests.fit_model.examples import image, model_config, randomize, trunk_config
 from tests.fit_model.generators import batch_of, generator_config, seeds_of, targets_of
 from tests.fit_model.test_causality import STRICT, dependence

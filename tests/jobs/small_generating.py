@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from fit_model.autoregressive import AutoregressiveConfig
-from fit_model.body import TrunkConfig
 from fit_model.denoiser import DiffusionConfig
 from fit_model.groups import GroupBatch
 from fit_model.model import Model
 from fit_model.models import build
+from fit_model.trunk_config import TrunkConfig
 from jobs.batches import BatchConfig, image_seed
 from jobs.targets import GenerateTarget
 from jobs.train import TrainConfig, model_config

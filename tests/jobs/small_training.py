@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fit_model.body import TrunkConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.groups import GroupBatch
 from fit_model.model import Model, ModelConfig
 from fit_model.models import build
+from fit_model.trunk_config import TrunkConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
 from jobs.targets import ClassifyTarget, RegressTarget

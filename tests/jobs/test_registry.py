@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from fit_model import weights
 from fit_model.autoregressive import AutoregressiveConfig
-from fit_model.body import TrunkConfig
 from fit_model.canvas import Canvas
 from fit_model.choosing import DecodingConfig
 from fit_model.denoiser import DiffusionConfig
@@ -26,6 +25,7 @@ from fit_model.models import build
 from fit_model.pixels import GenerateConfig
 from fit_model.samplers import SamplingConfig
 from fit_model.tokens import InputConfig
+from fit_model.trunk_config import TrunkConfig
 from jobs import models, registry, tracking
 from jobs.errors import UserError
 from jobs.model_signature import arrays_of
