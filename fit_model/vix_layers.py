@@ -71,7 +71,8 @@ class LocalPatchInteraction(nn.Module):
 
         residual = conv(batch_norm(gelu(conv(norm x)))),  both 3 x 3 with bias, a filter a channel
 
-    Patches that nobody sees are zeros before both convolutions, as is what lies beyond the grid.
+    Patches that nobody sees are zeros before both convolutions, as is what lies beyond the grid;
+    while it learns, the batch norm counts them too.
     Cost: 18 n d multiply-adds.
     """
 
