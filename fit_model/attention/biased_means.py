@@ -178,16 +178,25 @@ class Blocks:
         self.plan = Rows.of(self.length, reach=reach, chunk=chunk)
         self.reach = self.plan.reach
         self.zero = reach == 0
-        self.before = self.after = None
+        self.tiles = Tiles(key, value, size=self.plan.starts.step)
+        self.before: dict[int, Sums] = {}
+        self.after: dict[int, Sums] = {}
         if self.reach < self.length:
-            self.before = prefix_means(key, value)
-            self.after = suffix_means(key, value) if chunk is None else None
+            near = [keys for _, keys in map(self.plan.block, self.plan.starts)]
+            self.before = sums_at(
+                prefix_means(key, value), [keys.start - 1 for keys in near if keys.start > 0]
+            )
+            if chunk is None:
+                ends = [keys.stop for keys in near if keys.stop < self.length]
+                self.after = sums_at(suffix_means(key, value), ends)
 
     def biases(self, rows: slice, columns: slice) -> Float[Tensor, "q k"]:
         """The bias with zeros beyond its reach."""
         bias = self.bias(rows, columns)
-        every = torch.arange(self.length, device=bias.device)
-        apart = (every[rows, None] - every[columns]).abs()
+        row, column = (
+            torch.arange(each.start, each.stop, device=bias.device) for each in (rows, columns)
+        )
+        apart = (row[:, None] - column).abs()
         return bias.masked_fill(apart >= (0 if self.zero else self.reach), 0.0)
 
     def rows(self, start: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -195,7 +204,7 @@ class Blocks:
         rows, keys = self.plan.block(start)
 
         def means(key: Tensor, value: Tensor) -> Tensor:
-            sums = merged(self.parts(key, value, rows=rows, keys=keys))
+            sums = merged(self.parts(rows=rows, keys=keys))
             enough = sums.weight >= math.sqrt(torch.finfo(key.dtype).tiny)
             found = sums.total / sums.weight.where(enough, 1.0)
             lost = (~enough).nonzero()
@@ -205,23 +214,23 @@ class Blocks:
 
         return means
 
-    def parts(self, key: Tensor, value: Tensor, *, rows: slice, keys: slice) -> list[Sums]:
+    def parts(self, *, rows: slice, keys: slice) -> list[Sums]:
         """Sums over all that the rows see: near keys with their bias, and all those beyond."""
         bias = self.biases(rows, keys)
         parts = []
         if self.plan.inner_chunk is None:
-            parts.append(by_products(key[:, keys], value[:, keys], bias))
+            parts.append(by_products(*self.tiles.span(keys), bias))
         else:
             own = bias[:, rows.start - keys.start :]
-            parts.append(by_scores(key[:, rows], value[:, rows], own, chunk=self.plan.inner_chunk))
+            parts.append(by_scores(*self.tiles.span(rows), own, chunk=self.plan.inner_chunk))
             past = slice(keys.start, rows.start)
             if past.stop > past.start:
                 known = bias[:, : rows.start - keys.start]
-                parts.append(by_products(key[:, past], value[:, past], known))
-        if self.before is not None and keys.start > 0:
-            parts.append(_summed(self.before, keys.start - 1))
-        if self.after is not None and keys.stop < self.length:
-            parts.append(_summed(self.after, keys.stop))
+                parts.append(by_products(*self.tiles.span(past), known))
+        if keys.start - 1 in self.before:
+            parts.append(self.before[keys.start - 1])
+        if keys.stop in self.after:
+            parts.append(self.after[keys.stop])
         return parts
 
     def replaced(
@@ -239,7 +248,33 @@ class Blocks:
         return found.index_put(lost.unbind(1), torch.cat(parts))
 
 
-def _summed(means: tuple[Tensor, Tensor, Tensor], place: int) -> Sums:
-    """The sums of a prefix or suffix, from its mean."""
-    top, weight, mean = (each[:, place : place + 1] for each in means)
-    return Sums(top, weight, weight * mean)
+class Tiles:
+    """Keys and values cut once, so that the gradient of a few tokens is only as long as they are.
+
+    A slice's gradient is as long as the whole sequence: many slices would cost its square.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, *, size: int) -> None:
+        self.size = size
+        self.keys, self.values = key.split(size, 1), value.split(size, 1)
+
+    def span(self, tokens: slice) -> tuple[Tensor, Tensor]:
+        """Key and value of these tokens."""
+        first, last = tokens.start // self.size, -(-tokens.stop // self.size)
+        inner = slice(tokens.start - first * self.size, tokens.stop - first * self.size)
+        key, value = (
+            torch.cat(tiles[first:last], 1)[:, inner] for tiles in (self.keys, self.values)
+        )
+        return key, value
+
+
+def sums_at(means: tuple[Tensor, Tensor, Tensor], places: list[int]) -> dict[int, Sums]:
+    """The sums of prefixes or suffixes that end at each of `places`, from their means."""
+    if not places:
+        return {}
+    number = torch.tensor(places, device=means[0].device)
+    taken = (each.index_select(1, number).split(1, 1) for each in means)
+    return {
+        place: Sums(top, weight, weight * mean)
+        for place, top, weight, mean in zip(places, *taken, strict=True)
+    }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fit_model.attention.mixers import CAUSAL_MIXERS, MIXERS, build_mixer
@@ -69,3 +70,30 @@ def test_an_image_costs_as_many_multiply_adds_as_pytorch_counts(operator):
     )
     head = 3 * trunk.latent_width
     assert three - two - head == forward_macs(model.config, [4])
+
+
+class Written(TorchDispatchMode):
+    """Counts the numbers that operations give, views included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = func(*args, **(kwargs or {}))
+        several = given if isinstance(given, (tuple, list)) else (given,)
+        self.numbers += sum(each.numel() for each in several if isinstance(each, torch.Tensor))
+        return given
+
+
+@pytest.mark.parametrize("causal", ["none", "tokens"])
+def test_a_near_bias_costs_as_many_times_more_as_the_sequence_is_longer(causal):
+    found = []
+    for num_tokens in (512, 1024, 2048):
+        place = Place(num_tokens=num_tokens, causal=causal)
+        mixer = build_mixer("aft_local@window=32,rank=2", width=4, heads=1, place=place)
+        x = torch.randn(1, num_tokens, 4, requires_grad=True)
+        with Written() as written:
+            mixer(x).sum().backward()
+        found.append(written.numbers)
+    assert found[2] - found[1] < 2.2 * (found[1] - found[0])
