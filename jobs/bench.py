@@ -1,7 +1,7 @@
 """Measure what a promise of speed is worth on this machine.
 
 Example  farreach bench decoding width=128
-Writes   nothing but a table; ends with 1 where the fast way does not give what the plain one gives
+         farreach bench operators output=operators
 """
 
 from typing import Annotated
@@ -21,17 +21,33 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 @app.callback()
 def benches() -> None:
-    """Each bench is a command of its own, also while there is only one."""
+    """Each bench is a command of its own."""
 
 
 @app.command()
 def decoding(settings: Settings = None, debug: Debug = False) -> None:
-    """Drawing images with and without caches; see jobs/decoding_bench.py for the settings."""
+    """Drawing images with and without caches, for settings see jobs/decoding_bench.py.
+
+    Writes nothing but a table; ends with 1 where caches do not give what the plain way gives.
+    """
     with exit_codes("bench decoding", debug=debug):
         from jobs import decoding_bench
         from jobs.settings import load
 
         decoding_bench.main(load(decoding_bench.DecodingBench, None, settings or []))
+
+
+@app.command()
+def operators(settings: Settings = None, debug: Debug = False) -> None:
+    """Time and memory of attention operators, for settings see jobs/operators_bench.py.
+
+    Writes a table, a picture and JSON into a folder.
+    """
+    with exit_codes("bench operators", debug=debug):
+        from jobs import operators_bench
+        from jobs.settings import load
+
+        operators_bench.main(load(operators_bench.OperatorsBench, None, settings or []))
 
 
 if __name__ == "__main__":
