@@ -6,8 +6,10 @@ GPU, where a process needs seconds to start and the allocator counts exactly, on
 until it fails.
 """
 
+import gc
 import importlib
 import multiprocessing
+import signal
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext
 from types import TracebackType
@@ -53,6 +55,7 @@ class Nursery:
 def answer_from_children(line: Connection) -> None:
     """The nursery's life: until the line is closed, or Ctrl+C came to all."""
     importlib.import_module(IMPORTED_LATE)
+    gc.freeze()  # or every child would search all that was imported for garbage
     context = multiprocessing.get_context("fork")
     child: Child | None = None
     try:
@@ -99,7 +102,8 @@ class Child:
 
 
 def answer(line: Connection) -> None:
-    """The child's life: until it is killed."""
+    """The child's life: until it is killed, by the nursery alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         task = line.recv()
         try:

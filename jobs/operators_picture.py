@@ -71,10 +71,10 @@ def draw_guides(axes: Any, lengths: Sequence[int], values: Sequence[float]) -> N
         axes.annotate(
             str(growth).replace("n^2", "n²"),
             xy=last,
-            xytext=(-4, -4),
+            xytext=(-4, 2),
             textcoords="offset points",
             ha="right",
-            va="top",
+            va="bottom",
             color="0.45",
             style="italic",
         )
@@ -93,8 +93,14 @@ def name_lines(axes: Any, styles: Sequence[tuple[Curve, Any, str]]) -> None:
             textcoords="axes fraction",
             va="center",
             fontsize=9,
-            color=0.7 * colour[:3],
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkB": 4},
+            color=0.6 * colour[:3],
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.7,
+                "shrinkB": 4,
+                "relpos": (0.0, 0.5),
+            },
             annotation_clip=False,
         )
 
