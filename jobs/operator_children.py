@@ -68,7 +68,7 @@ def answer_from_children(line: Connection) -> None:
                 child.end()
                 child = None
             line.send(found)
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
         if child is not None:
             child.end()
 
