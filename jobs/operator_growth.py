@@ -7,12 +7,10 @@ of n in forward and backward pass of the layer as it is written here:
     comes near 2 only where n is several times the width w.
 -   softmax_reference: keeps the n^2 scores.
 -   aft_full: n^2 biases, a block at a time; without factors (rank none) an n x n table of weights.
--   aft_local: the paper's n window only in the forward pass; here n^2 / 32, because backwards each
-    block of 32 rows gives a gradient as long as the sequence.
 -   fnet: the Fourier transform's n log n.
 -   mlp_mixer: its hidden width is fixed (None is half the width of a token) and not tied to n.
--   tssa, aft_simple, aft_conv, performer, linformer, nystromformer, xca: n, for a fixed kernel,
-    number of features, rank or landmarks, or none of those.
+-   tssa, aft_simple, aft_local, aft_conv, performer, linformer, nystromformer, xca: n, for a fixed
+    window, kernel, number of features, rank or landmarks, or none of those.
 
 Memory counts what the layer keeps for the backward pass, so it is never less than n, also where a
 paper counts the operator's state alone (TSSA: O(width)).
@@ -61,7 +59,7 @@ LAWS = {
     "tssa": Law(time=LINEAR, memory=LINEAR, source="arXiv:2412.17810, table 1"),
     "aft_simple": Law(time=LINEAR, memory=LINEAR, source="arXiv:2105.14103, table 1"),
     "aft_full": Law(time=QUADRATIC, memory=LINEAR, source="arXiv:2105.14103, table 1"),
-    "aft_local": Law(time=QUADRATIC, memory=LINEAR, source="arXiv:2105.14103, table 1"),
+    "aft_local": Law(time=LINEAR, memory=LINEAR, source="arXiv:2105.14103, table 1"),
     "aft_conv": Law(time=LINEAR, memory=LINEAR, source="arXiv:2105.14103, table 1"),
     "performer": Law(time=LINEAR, memory=LINEAR, source="arXiv:2009.14794, section 2"),
     "linformer": Law(time=LINEAR, memory=LINEAR, source="arXiv:2006.04768, table 1"),
