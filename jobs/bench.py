@@ -2,6 +2,7 @@
 
 Example  farreach bench decoding width=128
          farreach bench operators output=operators
+         farreach bench digits output=digits
 """
 
 from typing import Annotated
@@ -48,6 +49,16 @@ def operators(settings: Settings = None, debug: Debug = False) -> None:
         from jobs.settings import load
 
         operators_bench.main(load(operators_bench.OperatorsBench, None, settings or []))
+
+
+@app.command()
+def digits(settings: Settings = None, debug: Debug = False) -> None:
+    """FIT and ViX with every operator on one task; see jobs/digits_bench.py for the settings."""
+    with exit_codes("bench digits", debug=debug):
+        from jobs import digits_bench
+        from jobs.settings import load
+
+        digits_bench.main(load(digits_bench.DigitsBench, None, settings or []))
 
 
 if __name__ == "__main__":
