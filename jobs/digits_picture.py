@@ -78,7 +78,7 @@ def apart(heights: NDArray[np.float64], *, least: float) -> NDArray[np.float64]:
     moved = heights.copy()
     for number in range(1, len(moved)):
         moved[number] = max(moved[number], moved[number - 1] + least)
-    over = max(0.0, moved[-1] - 1.0)
+    over = max(0.0, moved[-1] - 0.97)
     moved[-1] -= over
     for number in range(len(moved) - 2, -1, -1):
         moved[number] = min(moved[number], moved[number + 1] - least)
