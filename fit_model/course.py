@@ -50,6 +50,10 @@ class Course(ABC):
     ends_in: Literal["tokens", "latents"] = "tokens"
     """The stream that `leave` takes."""
 
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Those that the outputs depend on."""
+        return list(self.model.parameters())
+
     @abstractmethod
     def start(self) -> Start:
         """The latents of all groups, and the context of all images."""

@@ -1,10 +1,10 @@
 """The encoder as a model: pixels of groups in, one row of outputs an image out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model.course import WHOLE, Course, Runner, Start, Sums
@@ -75,6 +75,13 @@ class EncoderCourse(Course):
         self.num_groups = len(batch.image)
         self.num_named = int(self.encoder.group_token is not None)
         self.ends_in = self.head.pool
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """All but those of the norm of the stream that is not pooled."""
+        encoder = self.encoder
+        idle = encoder.token_norm if self.ends_in == "latents" else encoder.latent_norm
+        unused = {id(each) for each in idle.parameters()}
+        return [each for each in self.model.parameters() if id(each) not in unused]
 
     def start(self) -> Start:
         """Latents know nothing but where their group lies."""

@@ -3,6 +3,9 @@
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from fit_model.bounded.config import BoundedConfig
+from fit_model.bounded.engine import Bounded
+from fit_model.course import WHOLE
 from fit_model.groups import GroupBatch
 from fit_model.model import Model
 
@@ -11,14 +14,20 @@ PREFIX = "model."
 
 
 class Objective(nn.Module):
-    """The losses of a model as its forward pass; engines hook into nothing else."""
+    """The losses of a model as its forward pass; engines hook into nothing else.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        model: whose losses these are.
+        bounded: how many groups are there at once; None for all.
+    """
+
+    def __init__(self, model: Model, *, bounded: BoundedConfig | None = None) -> None:
         super().__init__()
         self.model = model
+        self.runner = WHOLE if bounded is None else Bounded(bounded)
 
     def forward(
         self, batch: GroupBatch, targets: Tensor | None, seeds: Int64[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
         """One loss an image."""
-        return self.model.losses(batch, targets, seeds=seeds)
+        return self.model.losses(batch, targets, seeds=seeds, runner=self.runner)

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from fit_model.autoregressive import AutoregressiveConfig
+from fit_model.bounded.config import BoundedConfig
 from fit_model.denoiser import DiffusionConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.flops import num_parameters
@@ -29,7 +30,7 @@ from jobs.batches import BatchConfig
 from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord, read_record
 from jobs.cluster import connect, require_lasting
-from jobs.engine import EngineConfig, OptimizerConfig
+from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
 from jobs.errors import UserError
 from jobs.monitor import Monitor
 from jobs.settings import flat_defaults, to_dict, to_flat_dict
@@ -67,6 +68,8 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    bounded: BoundedConfig | None = None
+    """Groups go through the model a chunk at a time, in bounded memory; None for all at once."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
 
@@ -81,6 +84,7 @@ class TrainConfig:
                 f"without an image: take at least {shares}, or less accumulation"
             )
         self._refuse_dropout_of_no_label()
+        require_boundable(self.bounded, engine=self.engine, face=self.model)
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name {self.name!r} must be a plain name: it becomes a folder")
         if self.register_as is not None:
@@ -236,6 +240,7 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         batch=config.batch,
         optimizer=config.optimizer,
         engine=config.engine,
+        bounded=config.bounded,
         total_steps=config.total_steps,
         record=config.record,
         threads=config.workers.cpus_per_worker,

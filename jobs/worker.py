@@ -13,6 +13,7 @@ import ray.train.torch
 import torch
 from torch import Tensor
 
+from fit_model.bounded.config import BoundedConfig
 from fit_model.model import ModelConfig
 from fit_model.models import build
 from fit_model.objective import PREFIX, Objective
@@ -62,6 +63,7 @@ class Assignment:
     batch: BatchConfig
     optimizer: OptimizerConfig
     engine: EngineConfig
+    bounded: BoundedConfig | None
     total_steps: int
     record: RecordConfig
     threads: int
@@ -87,7 +89,7 @@ class Loop:
         # every worker draws the same initial weights
         torch.manual_seed(task.batch.seed)
         self.engine = build_engine(
-            Objective(build(task.model)).to(self.device),
+            Objective(build(task.model), bounded=task.bounded).to(self.device),
             optimizer=task.optimizer,
             engine=task.engine,
             accumulation=task.batch.accumulation,
@@ -155,7 +157,9 @@ class Loop:
         so that the gradient is the mean over the global batch however many workers share it.
         """
         targets = None if batch.targets is None else batch.targets.to(self.device)
-        losses = self.engine(batch.groups.to(self.device), targets, batch.seeds)
+        # what is bounded moves a chunk at a time
+        groups = batch.groups if self.task.bounded else batch.groups.to(self.device)
+        losses = self.engine(groups, targets, batch.seeds)
         loss = (losses * batch.weights.to(self.device)).sum()
         self.engine.backward(loss * self.task.batch.accumulation * self.num_workers)
         self.engine.step()

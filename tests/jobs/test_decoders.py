@@ -8,6 +8,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from fit_model.bounded.config import BoundedConfig
 from jobs.batches import image_seed
 from jobs.engine import EngineConfig
 from jobs.monitor import Inbox
@@ -47,6 +48,7 @@ def variants(dataset: str) -> dict[str, TrainConfig]:
             model=replace(FACES[face], trunk=recomputed),
             batch=replace(config.batch, accumulation=2),
         )
+        named[f"{face}, bounded"] = replace(config, bounded=BoundedConfig(groups_a_chunk=3))
         named[f"{face}, other operators, stage 3"] = replace(
             with_other_operators(config, face), engine=EngineConfig(zero_stage=3)
         )
@@ -86,7 +88,7 @@ def plain(dataset) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize(
-    "how", ["stage 0", "stage 2", "stage 3", "layers recomputed, 2 micro-steps"]
+    "how", ["stage 0", "stage 2", "stage 3", "layers recomputed, 2 micro-steps", "bounded"]
 )
 @pytest.mark.parametrize("face", FACES)
 def test_two_workers_learn_what_one_plain_loop_learns(results, plain, face, how):

@@ -11,6 +11,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
+from fit_model.bounded.config import BoundedConfig
 from fit_model.models import build
 from fit_model.objective import PREFIX
 from fit_model.vix import VixConfig
@@ -64,6 +65,10 @@ def variants(dataset: str) -> dict[str, TrainConfig]:
         "stage 2": stage_2,
         "stage 2, 2 micro-steps": variant(dataset, 2, accumulation=2),
         "stage 2, layers recomputed": variant(dataset, 2, checkpointing="layer"),
+        "stage 2, bounded, 2 micro-steps": replace(
+            variant(dataset, 2, accumulation=2),
+            bounded=BoundedConfig(groups_a_chunk=2, offload="disk"),
+        ),
         "stage 3": variant(dataset, 3),
         "stage 2, numbers": variant(dataset, 2, target=numbers),
         "bf16, stage 0": variant(dataset, 0, precision="bf16"),
@@ -103,7 +108,7 @@ def vix_variants(dataset: str) -> dict[str, TrainConfig]:
 
 EXACT = [
     "stage 0", "stage 1, 3 micro-steps", "stage 2", "stage 2, 2 micro-steps",
-    "stage 2, layers recomputed", "stage 3", "stage 2, numbers",
+    "stage 2, layers recomputed", "stage 2, bounded, 2 micro-steps", "stage 3", "stage 2, numbers",
 ]  # fmt: skip
 
 

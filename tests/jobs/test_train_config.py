@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from fit_model.bounded.config import BoundedConfig
+from fit_model.vix import VixConfig
 from jobs.checkpoints import RunRecord
+from jobs.engine import EngineConfig
 from jobs.errors import UserError
 from jobs.settings import flat_defaults, to_flat_dict
 from jobs.targets import GenerateTarget
@@ -71,3 +74,20 @@ def test_an_autoregressive_model_without_labels_has_none_to_withhold():
     replace(config, target=unlabelled, model=replace(config.model, label_dropout=0.0))
     # of a diffusion model it is the default
     replace(train_config("d", "diffusion"), target=unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"engine": EngineConfig(zero_stage=3)}, "take engine.zero_stage 2"),
+        (
+            {"model": VixConfig(patch_px=8, depth=1, width=8, heads=2)},
+            "kind 'vix' sees its images whole: leave bounded out",
+        ),
+    ],
+    ids=["stage 3", "vix"],
+)
+def test_what_cannot_be_bounded_is_refused(changes, says):
+    encoder_config("d", **changes)
+    with pytest.raises(ValueError, match=says):
+        encoder_config("d", bounded=BoundedConfig(), **changes)
