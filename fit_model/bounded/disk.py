@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fit_model.bounded.stores import Store, arrived, to_device, to_host
+from fit_model.bounded.stores import Store, arrived, pinned, to_device, to_host
 from fit_model.shapes import DataTokens
 
 WRITES_AHEAD = 2
@@ -69,7 +69,7 @@ class OnDisk(Store):
         """The tokens in the host's memory, and what has to happen before they are there."""
         if self._copies is None:
             return tokens.detach().contiguous(), None
-        home = torch.empty_like(tokens, device="cpu", pin_memory=True)
+        home = pinned(tokens.shape, dtype=tokens.dtype)
         to_host(tokens, home, copies=self._copies)
         return home, self._copies.record_event()
 
@@ -82,8 +82,8 @@ class OnDisk(Store):
             left, place = left[written:], place + written
 
     def _read(self, slot: int) -> DataTokens:
-        pinned = self._copies is not None
-        tokens = torch.empty(self._shapes[slot], dtype=self._dtype, pin_memory=pinned)
+        room = torch.empty if self._copies is None else pinned
+        tokens = room(self._shapes[slot], dtype=self._dtype)
         left, place = bytes_of(tokens), slot * self._slot_bytes
         while left:
             read = os.preadv(self._file, [left], place)

@@ -89,6 +89,7 @@ class Recomputed(torch.autograd.Function):
     def forward(ctx: Any, passes: Passes, *parameters: Tensor) -> Outputs:
         """The outputs."""
         ctx.passes, ctx.parameters = passes, parameters
+        ctx.precision = autocast_of(passes.device)
         try:
             return passes.outputs()
         except BaseException:
@@ -104,8 +105,15 @@ class Recomputed(torch.autograd.Function):
         passes, ctx.passes = ctx.passes, None
         gradients = Gradients(ctx.parameters)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), ctx.precision:
                 passes.backwards(of_outputs, gradients)
         finally:
             passes.store.close()
         return None, *gradients.take()
+
+
+def autocast_of(device: torch.device) -> torch.autocast:
+    """The mixed precision that is in effect: what is computed again is computed as before."""
+    kind = device.type
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return torch.autocast(kind, dtype=dtype, enabled=enabled)

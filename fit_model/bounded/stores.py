@@ -71,7 +71,7 @@ class PinnedHost(Store):
         """Leaves while the device computes on."""
         self._coming.pop(slot, None)
         if slot not in self._held:
-            self._held[slot] = torch.empty_like(tokens, device="cpu", pin_memory=True)
+            self._held[slot] = pinned(tokens.shape, dtype=tokens.dtype)
         to_host(tokens, self._held[slot], copies=self._copies)
 
     def soon(self, slot: int) -> None:
@@ -93,6 +93,11 @@ class PinnedHost(Store):
         self._copies.synchronize()
         self._held.clear()
         self._coming.clear()
+
+
+def pinned(shape: torch.Size, *, dtype: torch.dtype) -> DataTokens:
+    """Room in the host's memory that a GPU copies to and from while it computes."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
 def to_host(tokens: DataTokens, home: DataTokens, *, copies: torch.cuda.Stream) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fit_model.bounded.engine import Bounded
+from fit_model.course import WHOLE
 from tests.fit_model.bounded.cases import CASES, Case, bounded, encoder, generator
 
 EVERYTHING = 1000
@@ -111,6 +112,22 @@ def test_engines_hear_of_those_parameters_alone_that_get_a_gradient(name):
         )
     _, gradients = case.step(bounded(5))
     assert heard == {each for each, gradient in gradients.items() if gradient is not None}
+
+
+def test_mixed_precision_holds_for_what_is_computed_again():
+    case, found = encoder(pool="tokens"), []
+    case.model.float()
+    for runner in (WHOLE, bounded(EVERYTHING)):
+        case.model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = case.model.losses(
+                case.batch, case.targets, seeds=torch.arange(3), runner=runner
+            )
+        losses.sum().backward()
+        found.append(
+            torch.cat([each.grad.flatten() for each in case.model.encoder.trunk.parameters()])
+        )
+    assert (found[1] - found[0]).norm() < 1e-4 * found[0].norm()
 
 
 def test_a_course_goes_backwards_once():
