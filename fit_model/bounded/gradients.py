@@ -65,3 +65,10 @@ def joined(parts: Sequence[Gradient]) -> Gradient:
     """The gradients of all groups, of those of chunks; all or none of them are there."""
     present = [part for part in parts if part is not None]
     return torch.cat(present) if present else None
+
+
+def plus(one: Gradient, other: Gradient) -> Gradient:
+    """The gradient of what was used twice."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fit_model.body import Streams
-from fit_model.bounded.gradients import Gradient, Gradients, joined, leaf
+from fit_model.bounded.gradients import Gradient, Gradients, joined, leaf, plus
 from fit_model.bounded.stores import Store
 from fit_model.course import Course, Sums
 from fit_model.recompute import recomputed
@@ -108,8 +108,7 @@ class Passes:
         of_context: Gradient = None
         for number in reversed(range(self.last + 1)):
             of_left, told = self._meeting(number, of_latents, of_offered, gradients)
-            told_before = [each for each in (of_context, told) if each is not None]
-            of_context = sum(told_before[1:], told_before[0]) if told_before else None
+            of_context = plus(of_context, told)
             of_latents, of_offered = self._stretch(number, of_left, of_added, gradients)
         start = course.start()
         gradients.through([start.latents], [of_latents], [])

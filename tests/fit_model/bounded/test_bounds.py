@@ -41,16 +41,22 @@ def large(kind: str) -> Case:
     trunk = {"latents_per_group": 1, "latent_width": 8, "latent_heads": 2}
     if kind == "encoder":
         case = encoder(pool="tokens", trunk=trunk)
-    else:
+    elif kind == "diffusion":
         case = generator(kind, trunk=trunk, normalize_input="deviation")
-    return replace(case, batch=collate([image(8, 8)]), targets=torch.tensor([1]))
+    else:
+        case = generator(kind, trunk=trunk, num_levels=17)
+    side = 4 if kind == "autoregressive" else 8  # its groups are patches
+    return replace(case, batch=collate([image(side, side)]), targets=torch.tensor([1]))
 
 
-@pytest.mark.parametrize(("kind", "offload"), [("encoder", "host"), ("diffusion", "disk")])
+@pytest.mark.parametrize(
+    ("kind", "offload"), [("encoder", "host"), ("diffusion", "disk"), ("autoregressive", "disk")]
+)
 def test_no_tensor_holds_more_than_a_chunk_needs(kind, offload):
     case = large(kind)
-    tokens = (SIDE_PX // PATCH_PX) ** 2
-    pixels = SIDE_PX * SIDE_PX * 2
+    tokens, pixels = case.model.config.num_tokens, SIDE_PX * SIDE_PX * 2
+    if kind == "autoregressive":
+        tokens //= (SIDE_PX // PATCH_PX) ** 2
     latents = 64 * 4 * 8  # of all groups, as wide as the feed-forward of a global layer
     weights = max(each.numel() for each in case.model.parameters())
     chunk = 4 * max(tokens * WIDEST, pixels)
