@@ -23,6 +23,7 @@ from torch.nn import functional
 from fit_model import checks
 from fit_model.attention.place import Place
 from fit_model.body import Trunk
+from fit_model.crew import ALONE, Crew
 from fit_model.groups import Places
 from fit_model.layers import layer_norm
 from fit_model.layout import ImageLayout
@@ -133,9 +134,9 @@ class Decoder(nn.Module):
         )
         self.output_bias = table(config.num_levels) if config.output_bias == "learned" else None
 
-    def layout(self, places: Places) -> ImageLayout:
+    def layout(self, places: Places, *, crew: Crew = ALONE) -> ImageLayout:
         """How patches, in order, line up in their images."""
-        return ImageLayout.of(
+        return crew.layout(
             places.image,
             num_images=places.num_images,
             latents_per_group=self.config.trunk.latents_per_group,

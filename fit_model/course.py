@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fit_model.body import Trunk
+from fit_model.crew import ALONE, Crew
 from fit_model.layout import ImageLayout
 from fit_model.moves import Streams
 from fit_model.shapes import Context, DataTokens, Latents, Outputs, ValidTokens
@@ -78,6 +79,9 @@ class Course(ABC):
 class Runner(ABC):
     """How a course is run."""
 
+    crew: Crew = ALONE
+    """Who holds the images' other groups."""
+
     @abstractmethod
     def chunks(self, num_groups: int) -> Sequence[slice]:
         """All groups, in parts that are there at once."""
@@ -93,6 +97,9 @@ class Runner(ABC):
 
 class Whole(Runner):
     """All groups at once; autograd keeps what it needs."""
+
+    def __init__(self, crew: Crew = ALONE) -> None:
+        self.crew = crew
 
     def chunks(self, num_groups: int) -> Sequence[slice]:
         """A single one."""

@@ -20,6 +20,7 @@ from torch.nn import functional
 from fit_model import checks
 from fit_model.body import Trunk
 from fit_model.course import Start
+from fit_model.crew import ALONE, Crew
 from fit_model.groups import Places
 from fit_model.layers import FeedForwardLayer, dense, layer_norm
 from fit_model.layout import ImageLayout
@@ -212,9 +213,9 @@ class Denoiser(nn.Module):
         )
         return Denoised(patches=self.patches(streams.tokens), latents=streams.latents)
 
-    def layout(self, places: Places) -> ImageLayout:
+    def layout(self, places: Places, *, crew: Crew = ALONE) -> ImageLayout:
         """How groups line up in their images."""
-        return ImageLayout.of(
+        return crew.layout(
             places.image,
             num_images=places.num_images,
             latents_per_group=self.latents_per_group,

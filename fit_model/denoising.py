@@ -95,25 +95,28 @@ def spread(per_image_value: Float[Tensor, " b"], image: PerGroup) -> Gamma:
     return per_image_value[image][:, None, None]
 
 
-def image_means(per_group: Float[Tensor, " g"], places: Places) -> Float[Tensor, " b"]:
+def image_means(per_group: Float[Tensor, " g"], images: ImageLayout) -> Float[Tensor, " b"]:
     """The mean over the groups of each image."""
-    images = ImageLayout.of(places.image, num_images=places.num_images, latents_per_group=1)
-    counts = torch.bincount(places.image, minlength=places.num_images)
-    return images.total(per_group[:, None])[:, 0] / counts
+    sums, counts = images.total(torch.stack([per_group, torch.ones_like(per_group)], 1)).unbind(1)
+    return sums / counts
 
 
 def deviations(values: Patches, places: Places) -> Float[Tensor, " b"]:
     """The standard deviation over all values of each image."""
     variances, means = torch.var_mean(values.flatten(1), 1, correction=0)
-    return deviations_of(means, variances, places)
+    images = ImageLayout.of(places.image, num_images=places.num_images, latents_per_group=1)
+    return deviations_of(means, variances, places.image, images)
 
 
 def deviations_of(
-    means: Float[Tensor, " g"], variances: Float[Tensor, " g"], places: Places
+    means: Float[Tensor, " g"],
+    variances: Float[Tensor, " g"],
+    image: PerGroup,
+    images: ImageLayout,
 ) -> Float[Tensor, " b"]:
     """The standard deviation of each image, of its groups' means and variances.
 
     variance of an image = mean over its groups of (variance + (mean - mean of the image)^2)
     """
-    apart = means - image_means(means, places)[places.image]
-    return image_means(variances + apart.square(), places).sqrt()
+    apart = means - image_means(means, images)[image]
+    return image_means(variances + apart.square(), images).sqrt()

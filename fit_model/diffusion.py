@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from fit_model.course import WHOLE, Runner
+from fit_model.crew import ALONE, Crew
 from fit_model.denoiser import Denoiser, DiffusionConfig
 from fit_model.denoising import Steps, per_image, spread
 from fit_model.diffusion_course import DiffusionCourse, Pictures
@@ -72,7 +73,7 @@ class DiffusionModel(Model):
         runner: Runner = WHOLE,
     ) -> Float[Tensor, " b"]:
         """Mean squared error an image, at a time that its seed draws."""
-        pictures, draws = self.pictures(batch, seeds), self.draw(seeds)
+        pictures, draws = self.pictures(batch, seeds, crew=runner.crew), self.draw(seeds)
         classes = one_hot(targets, config=self.head, device=self.device)
         if classes is not None:
             classes = classes * draws.named[:, None]
@@ -88,7 +89,7 @@ class DiffusionModel(Model):
         runner: Runner = WHOLE,
     ) -> Outputs:
         """The loss at each of MEASURED_TIMES, with the label told and a first pass shown."""
-        pictures = self.pictures(batch, seeds)
+        pictures = self.pictures(batch, seeds, crew=runner.crew)
         classes = one_hot(targets, config=self.head, device=self.device)
         always = torch.ones(batch.num_images, device=self.device)
         columns = []
@@ -158,11 +159,19 @@ class DiffusionModel(Model):
         values = squares_of(clean, patch_px=self.face.patch_px, bands=bands)
         return pixels_of((values / self.face.input_scale + 1.0) / 2.0, config=self.head)
 
-    def pictures(self, batch: GroupBatch, seeds: Int64[Tensor, " b"]) -> Pictures:
+    def pictures(
+        self, batch: GroupBatch, seeds: Int64[Tensor, " b"], *, crew: Crew = ALONE
+    ) -> Pictures:
         """The patches of a batch, from -input_scale to input_scale, and their noise."""
         self.require_format(batch)
         return Pictures(
-            batch, seeds, face=self.face, head=self.head, device=self.device, exact=self.exact
+            batch,
+            seeds,
+            face=self.face,
+            head=self.head,
+            device=self.device,
+            exact=self.exact,
+            crew=crew,
         )
 
     def draw(self, seeds: Int64[Tensor, " b"]) -> Draws:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fit_model.course import Course, Start, Sums
+from fit_model.crew import ALONE, Crew
 from fit_model.denoiser import Denoiser, DiffusionConfig
 from fit_model.denoising import deviations_of, spread
 from fit_model.groups import GroupBatch, Places
@@ -43,6 +44,7 @@ class Pictures:
         head: the pixels' range.
         device: where patches are wanted.
         exact: in which dtype.
+        crew: who holds the images' other groups.
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class Pictures:
         head: GenerateConfig,
         device: torch.device,
         exact: torch.dtype,
+        crew: Crew = ALONE,
     ) -> None:
         self.batch, self.seeds = batch, seeds
         self.face, self.head = face, head
         self.device, self.exact = device, exact
-        self.places = batch.places.to(device)
+        self.places, self.crew = batch.places.to(device), crew
         self._last: tuple[slice, Pair] | None = None
 
     def pair(self, groups: slice) -> Pair:
@@ -86,7 +89,9 @@ class Pictures:
             noisy = noised(pair.clean, pair.noise, level)
             moments.append(torch.stack(torch.var_mean(noisy.flatten(1), 1, correction=0), 1))
         variances, means = torch.cat(moments).unbind(1)
-        return deviations_of(means, variances, self.places)
+        image, num_images = self.places.image, self.places.num_images
+        images = self.crew.layout(image, num_images=num_images, latents_per_group=1)
+        return deviations_of(means, variances, image, images)
 
 
 def group_noise(
@@ -129,7 +134,7 @@ class DiffusionCourse(Course):
         self.denoiser, self.pictures, self.face = denoiser, pictures, pictures.face
         self.gamma, self.classes, self.before = gamma, classes, before
         self.deviations = deviations
-        self.images = denoiser.layout(pictures.places)
+        self.images = denoiser.layout(pictures.places, crew=pictures.crew)
         self.num_groups = len(pictures.places.image)
 
     def start(self) -> Start:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fit_model.course import WHOLE, Course, Runner, Start, Sums
+from fit_model.crew import ALONE, Crew
 from fit_model.encoder import Encoder, EncoderConfig
 from fit_model.groups import GroupBatch
 from fit_model.heads import HEADS, Head, PredictConfig, summed
@@ -37,7 +38,7 @@ class EncoderModel(Model):
     def forward(self, batch: GroupBatch, *, runner: Runner = WHOLE) -> Outputs:
         """Logits or standardised numbers of every image, in float32 at least."""
         self.require_format(batch)
-        return runner.outputs(EncoderCourse(self, batch))
+        return runner.outputs(EncoderCourse(self, batch, crew=runner.crew))
 
     def losses(
         self,
@@ -65,13 +66,13 @@ class EncoderModel(Model):
 class EncoderCourse(Course):
     """Pixels in, means over images out."""
 
-    def __init__(self, model: EncoderModel, batch: GroupBatch) -> None:
+    def __init__(self, model: EncoderModel, batch: GroupBatch, *, crew: Crew = ALONE) -> None:
         self.model, self.batch = model, batch
         self.encoder, self.head, self.trunk = model.encoder, model.head, model.encoder.trunk
         self.config, self.patch_px = model.config.input, model.face.patch_px
         self.device = model.device
         self.places = batch.places.to(self.device)
-        self.images = self.encoder.layout(self.places)
+        self.images = self.encoder.layout(self.places, crew=crew)
         self.num_groups = len(batch.image)
         self.num_named = int(self.encoder.group_token is not None)
         self.ends_in = self.head.pool

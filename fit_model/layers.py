@@ -85,8 +85,11 @@ class Heads(nn.Module):
 
     def keys_and_values(self, offering: Float[Tensor, "b k c"]) -> tuple[PerHead, PerHead]:
         """What `offering` is matched by and what it hands over, a head at a time."""
-        pair = self.key_value(offering).unflatten(-1, (2, self.heads, -1))
-        key, value = pair.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.apart(self.key_value(offering))
+
+    def apart(self, pairs: Float[Tensor, "b k pair"]) -> tuple[PerHead, PerHead]:
+        """Keys and values as they were projected, a head at a time."""
+        key, value = pairs.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return key, value
 
     def mix(
@@ -150,8 +153,11 @@ class SelfLayer(nn.Module):
 
     def forward(self, x: Positions, may_attend: MayAttend | None = None) -> Positions:
         """The positions with both residuals added."""
-        normed = self.norm(x)
-        x = x + self._drop(self.attention(normed, may_attend))
+        return self.told(x, self.attention(self.norm(x), may_attend))
+
+    def told(self, x: Positions, mixed: Positions) -> Positions:
+        """The positions with both residuals added, of which the first one is `mixed`."""
+        x = x + self._drop(mixed)
         return x + self._drop(self.feed_forward(x))
 
     def _drop(self, residual: Positions) -> Positions:

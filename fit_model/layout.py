@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from fit_model.layers import SelfLayer
 from fit_model.shapes import PerGroup
 
 Rows = Shaped[Tensor, "g m e"]
@@ -67,11 +68,19 @@ class ImageLayout:
         latents = sequences.reshape(places, -1, sequences.shape[-1])
         return latents if self.place is None else latents.index_select(0, self.place)
 
+    def told(self, layer: SelfLayer, sequences: Float[Tensor, "b s e"]) -> Float[Tensor, "b s e"]:
+        """The sequences after a global layer, in which the latents of an image see each other."""
+        return layer(sequences, self.may_attend)
+
     def before(self, latents: Rows) -> Rows:
         """For every group the latents of the group before it in its image; zeros for the first."""
         sequences = self.join(latents)
         shifted = functional.pad(sequences, (0, 0, latents.shape[1], 0))[:, : sequences.shape[1]]
         return self.split(shifted)
+
+    def carried(self, last: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b ..."]:
+        """What lies before each image's first group, of what lies in its last one: zeros."""
+        return torch.zeros_like(last)
 
     def total(self, per_group: Float[Tensor, "g d"]) -> Float[Tensor, "b d"]:
         """Sum over each image's groups, always in the same order."""

@@ -5,6 +5,8 @@ Every move calls its layers through `run`, plainly or so that they are recompute
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -32,33 +34,27 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.run = run
 
-    def through(
-        self,
-        x: Positions,
-        may_attend: Bool[Tensor, "#b 1 #n n"] | None = None,
-        *,
-        run: Run | None = None,
-    ) -> Positions:
-        """The positions after all layers, which are called through `run` where it is given."""
-        for layer in self.layers:
-            x = (run or self.run)(layer, x, may_attend)
-        return x
-
 
 class Local(Stack):
     """Local layers: the data tokens of each group see each other, and nobody else."""
 
     def forward(self, tokens: DataTokens, valid: ValidTokens | None = None) -> DataTokens:
         """Tokens after all layers; tokens that are not valid are seen by nobody."""
-        return self.through(tokens, keys_alone(valid))
+        seen = keys_alone(valid)
+        for layer in self.layers:
+            tokens = self.run(layer, tokens, seen)
+        return tokens
 
 
 class Across(Stack):
     """Global layers: all latents of an image see each other."""
 
     def forward(self, latents: Latents, images: ImageLayout, run: Run | None = None) -> Latents:
-        """Latents after all layers, with the reach that `images.may_attend` grants."""
-        return images.split(self.through(images.join(latents), images.may_attend, run=run))
+        """Latents after all layers, called through `run` where it is given."""
+        sequences = images.join(latents)
+        for layer in cast(Sequence[SelfLayer], self.layers):
+            sequences = (run or self.run)(partial(images.told, layer), sequences)
+        return images.split(sequences)
 
 
 class Exchange(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 from fit_model.autoregressive import AutoregressiveConfig, Decoder
 from fit_model.choosing import DecodingConfig
 from fit_model.course import WHOLE, Course, Runner, Start, Sums
+from fit_model.crew import ALONE, Crew
 from fit_model.decoding import KnownLevels, decode
 from fit_model.groups import GroupBatch, Places
 from fit_model.model import Model, ModelConfig
@@ -46,7 +47,7 @@ class AutoregressiveModel(Model):
         classes = one_hot(targets, config=self.head, device=self.device)
         if classes is not None and self.face.label_dropout > 0.0:
             classes = classes * self.named(seeds).to(classes)[:, None]
-        return runner.outputs(self.course(batch, classes))[:, 0]
+        return runner.outputs(self.course(batch, classes, crew=runner.crew))[:, 0]
 
     def measures(
         self,
@@ -58,7 +59,7 @@ class AutoregressiveModel(Model):
     ) -> Outputs:
         """Bits a sub-pixel of every image, with its label."""
         classes = one_hot(targets, config=self.head, device=self.device)
-        return runner.outputs(self.course(batch, classes))
+        return runner.outputs(self.course(batch, classes, crew=runner.crew))
 
     def generate(
         self,
@@ -116,11 +117,13 @@ class AutoregressiveModel(Model):
         first = counts.cumsum(0) - counts
         return read.levels[order - first[read.places.image] < num_patches]
 
-    def course(self, batch: GroupBatch, classes: Float[Tensor, "b k"] | None) -> "SubpixelCourse":
+    def course(
+        self, batch: GroupBatch, classes: Float[Tensor, "b k"] | None, *, crew: Crew = ALONE
+    ) -> "SubpixelCourse":
         """A pass over the sub-pixels of a batch."""
-        return SubpixelCourse(self.decoder, self.sequences(batch), classes=classes)
+        return SubpixelCourse(self.decoder, self.sequences(batch, crew=crew), classes=classes)
 
-    def sequences(self, batch: GroupBatch) -> Sequences:
+    def sequences(self, batch: GroupBatch, *, crew: Crew = ALONE) -> Sequences:
         """The images as the decoder reads them."""
         self.require_format(batch)
         return Sequences(
@@ -130,6 +133,7 @@ class AutoregressiveModel(Model):
             num_levels=self.face.num_levels,
             config=self.head,
             device=self.device,
+            crew=crew,
         )
 
     def named(self, seeds: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -154,7 +158,7 @@ class SubpixelCourse(Course):
     ) -> None:
         self.model, self.trunk = decoder, decoder.trunk
         self.decoder, self.read, self.classes = decoder, read, classes
-        self.images = decoder.layout(read.places)
+        self.images = decoder.layout(read.places, crew=read.crew)
         self.num_groups = len(read.places.image)
 
     def start(self) -> Start:

@@ -15,10 +15,11 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.nn import functional
 
+from fit_model.crew import ALONE, Crew
 from fit_model.groups import GroupBatch, Places
 from fit_model.layout import ImageLayout
 from fit_model.pixels import GenerateConfig, require_kind, require_range, shares_of
-from fit_model.shapes import PerGroup
+from fit_model.shapes import PerGroup, PerImage
 
 Levels = Int64[Tensor, "g n"]
 
@@ -51,6 +52,7 @@ class Sequences:
         num_levels: of a sub-pixel.
         config: the pixels' range.
         device: where levels are wanted; None where the pixels are.
+        crew: who holds the images' other groups; each its own rows of groups, in order.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Sequences:
         num_levels: int,
         config: GenerateConfig,
         device: torch.device | None = None,
+        crew: Crew = ALONE,
     ) -> None:
         if batch.pixels.device.type == "cpu":
             require_kind(batch, config=config)
@@ -72,7 +75,9 @@ class Sequences:
         """Where each patch of the sequences is stored: group by group, row by row."""
         self.places = places.take(self.stored).to(device or batch.pixels.device)
         """Of patches, not of the groups that are stored."""
+        self.crew, self.order = crew, order
         self._last: tuple[slice, Levels] | None = None
+        self._before = self._from_before()
 
     @property
     def levels(self) -> Levels:
@@ -86,7 +91,26 @@ class Sequences:
             self._last = patches, self._read(patches)
         return self._last[1]
 
-    def _read(self, patches: slice) -> Levels:
+    def _from_before(self) -> PerImage:
+        """The last sub-pixel that lies before the patches of each image that are here."""
+        places = self.places
+        images = self.crew.layout(places.image, num_images=places.num_images, latents_per_group=1)
+        ends = torch.bincount(places.image, minlength=places.num_images).cumsum(0) - 1
+        number = number_in_order(places, order=self.order) + 1
+        last = torch.stack([self._read(ends.to(self.stored.device))[:, -1], number[ends]], 1)
+        level, reached = images.carried(last).unbind(1)
+        first = functional.pad(ends[:-1] + 1, (1, 0))
+        early = torch.zeros_like(number, dtype=torch.float32)
+        early[first] = (number[first] <= reached).to(early)
+        # summed over all who hold the images, so that all of them refuse
+        if images.total(early[:, None]).any():
+            raise ValueError(
+                "an autoregressive model reads its images row by row: give every worker whole rows "
+                "of groups, in order"
+            )
+        return level
+
+    def _read(self, patches: slice | PerImage) -> Levels:
         stored, across = self.stored[patches], self.across
         group, row, column = stored // across**2, stored // across % across, stored % across
         split = self.pixels.unflatten(1, (across, -1)).unflatten(3, (across, -1))
@@ -103,9 +127,10 @@ class Sequences:
             self.part(slice(first, patches.stop)),
             self.places.image[first : patches.stop],
         )
-        last = torch.where(image[1:] == image[:-1], levels[:-1, -1], 0)
+        before = self._before[image]
+        last = torch.where(image[1:] == image[:-1], levels[:-1, -1], before[1:])
         if patches.start == 0:
-            last = functional.pad(last, (1, 0))
+            last = torch.cat([before[:1], last])
         else:
             levels = levels[1:]
         return torch.cat([last[:, None], levels[:, :-1]], 1)

@@ -9,6 +9,7 @@ import torch
 from fit_model.denoiser import Denoiser, DiffusionConfig, TimeToken
 from fit_model.denoising import Steps, denoised, deviations, image_means
 from fit_model.groups import Places
+from fit_model.layout import ImageLayout
 from tests.fit_model.examples import randomize, trunk_config
 from tests.fit_model.generators import IMAGES, LAYERS, batch_of
 
@@ -147,7 +148,8 @@ def test_no_batch_mate_changes_a_prediction():
 def test_means_and_deviations_are_those_of_each_image_alone():
     batch = batch_of()
     values = 3.0 * normal(len(batch.image), *SHAPE) + batch.image[:, None, None] * 10.0
-    means = image_means(values.mean((1, 2)), batch.places)
+    images = ImageLayout.of(batch.image, num_images=len(IMAGES), latents_per_group=1)
+    means = image_means(values.mean((1, 2)), images)
     spreads = deviations(values, batch.places)
     for number in range(len(IMAGES)):
         alone = values[batch.image == number].numpy()
