@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from fit_model.bounded.config import BoundedConfig
 from fit_model.bounded.engine import Bounded
-from fit_model.course import WHOLE
+from fit_model.course import Whole
+from fit_model.crew import ALONE, Crew
 from fit_model.groups import GroupBatch
 from fit_model.model import Model
 
@@ -19,12 +20,15 @@ class Objective(nn.Module):
     Args:
         model: whose losses these are.
         bounded: how many groups are there at once; None for all.
+        crew: who holds the images' other groups.
     """
 
-    def __init__(self, model: Model, *, bounded: BoundedConfig | None = None) -> None:
+    def __init__(
+        self, model: Model, *, bounded: BoundedConfig | None = None, crew: Crew = ALONE
+    ) -> None:
         super().__init__()
         self.model = model
-        self.runner = WHOLE if bounded is None else Bounded(bounded)
+        self.runner = Whole(crew) if bounded is None else Bounded(bounded, crew=crew)
 
     def forward(
         self, batch: GroupBatch, targets: Tensor | None, seeds: Int64[Tensor, " b"]

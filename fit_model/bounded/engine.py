@@ -23,6 +23,7 @@ from fit_model.bounded.gradients import Gradient, Gradients
 from fit_model.bounded.passes import Passes
 from fit_model.bounded.stores import OnDevice, PinnedHost, Store
 from fit_model.course import Course, Runner
+from fit_model.crew import ALONE, Crew
 from fit_model.shapes import Latents, Outputs
 
 
@@ -41,8 +42,8 @@ STORES: dict[str, Callable[[torch.device, str | None], Store]] = {
 class Bounded(Runner):
     """So many groups at a time."""
 
-    def __init__(self, config: BoundedConfig) -> None:
-        self.config = config
+    def __init__(self, config: BoundedConfig, *, crew: Crew = ALONE) -> None:
+        self.config, self.crew = config, crew
 
     def chunks(self, num_groups: int) -> Sequence[slice]:
         """Neighbouring groups; the last ones may be fewer."""

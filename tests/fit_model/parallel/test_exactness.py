@@ -7,16 +7,18 @@ from fit_model.groups import collate
 from fit_model.parallel.shares import share_of
 from tests.fit_model.parallel.cases import CASES
 from tests.fit_model.parallel.work import step, travelled
+from tests.fit_model.parallel.world import World
 
 RELATIVE = 1e-10
+EVERY_CASE = [(name, 2 + 2 * (number % 2)) for number, name in enumerate(CASES)]
+"""With two workers a group set, and four."""
 
 
-@pytest.mark.parametrize("groups", [2, 4])
-@pytest.mark.parametrize("name", CASES)
-def test_shared_images_give_every_gradient_of_whole_ones(world, name, groups):
+def assert_same(world: World, name: str, groups: int, bounded: dict | None = None) -> None:
+    """Sets of so many workers find what one worker finds that holds the images whole."""
     case = CASES[name]()
     losses, gradients = case.step(range(len(case.images)))
-    answers = world.call(step, name, groups)
+    answers = world.call(step, name, groups, bounded)
     for answer in answers:
         assert not isinstance(answer, str), answer
         chosen, found, _ = answer
@@ -31,6 +33,21 @@ def test_shared_images_give_every_gradient_of_whole_ones(world, name, groups):
         else:
             apart = (torch.tensor(found) - expected).norm()
             assert apart <= RELATIVE * expected.norm() + floor, parameter
+
+
+@pytest.mark.parametrize(("name", "groups"), EVERY_CASE)
+def test_shared_images_give_every_gradient_of_whole_ones(world, name, groups):
+    assert_same(world, name, groups)
+
+
+@pytest.mark.parametrize(("name", "others"), EVERY_CASE)
+def test_so_do_they_a_chunk_at_a_time(world, name, others):
+    assert_same(world, name, 6 - others, {"groups_a_chunk": 2})
+
+
+@pytest.mark.parametrize("name", ["encoder, tokens", "diffusion", "autoregressive"])
+def test_so_do_they_when_tokens_wait_in_a_file(world, name):
+    assert_same(world, name, 2, {"groups_a_chunk": 1, "offload": "disk"})
 
 
 @pytest.mark.parametrize("name", ["encoder, one latent a group", "autoregressive"])

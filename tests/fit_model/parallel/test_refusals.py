@@ -8,7 +8,8 @@ from tests.fit_model.parallel.work import bring, leave_alone, line_up
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_a_worker_that_is_gone_ends_the_others_with_a_line(pair, how):
-    said, _ = pair.call(leave_alone, how, timeout_s=30.0)
+    pair.send(leave_alone, how)
+    said = pair.answer(0, timeout_s=30.0)
     assert said.startswith(
         "ConnectionError: group worker 0 of 2 got no answer in the all-gather of keys and values "
         "of a global layer: another one has died or hangs ("

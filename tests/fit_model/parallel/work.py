@@ -9,6 +9,8 @@ import torch
 import torch._dynamo  # recomputation asks for it: here once, not in every worker
 import torch.distributed as dist
 
+from fit_model.bounded.config import BoundedConfig
+from fit_model.bounded.engine import Bounded
 from fit_model.course import Runner, Whole
 from fit_model.crew import Crew
 from fit_model.parallel.config import ParallelConfig
@@ -29,7 +31,9 @@ def images_of(number: int, *, num_sets: int, num_images: int) -> range:
 
 
 def runner_of(crew: Crew, bounded: dict | None) -> Runner:
-    return Whole(crew)
+    if bounded is None:
+        return Whole(crew)
+    return Bounded(BoundedConfig(**bounded), crew=crew)
 
 
 def step(name: str, groups: int, bounded: dict | None = None):
@@ -63,7 +67,7 @@ def leave_alone(how: str) -> str:
     return "went on"
 
 
-LEAVING = {"dies": lambda: os._exit(1), "hangs": lambda: time.sleep(6.0)}
+LEAVING = {"dies": lambda: os._exit(1), "hangs": lambda: time.sleep(60.0)}
 
 
 def travelled(name: str) -> int:

@@ -29,9 +29,13 @@ class World:
 
     def call(self, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
         """What every worker's call gives; an exception comes back as its text."""
+        self.send(function, *args)
+        return [self.answer(rank, timeout_s=timeout_s) for rank in range(len(self.pipes))]
+
+    def send(self, function: Callable[..., Any], *args: Any) -> None:
+        """Let every worker begin."""
         for pipe in self.pipes:
             pipe.send((function, args))
-        return [self.answer(rank, timeout_s=timeout_s) for rank in range(len(self.pipes))]
 
     def answer(self, rank: int, *, timeout_s: float) -> Any:
         """What one worker gives; None when it is dead."""
@@ -47,8 +51,8 @@ class World:
         for pipe in self.pipes:
             pipe.close()
         for worker in self.workers:
-            worker.join(5)
             worker.kill()
+            worker.join()
 
 
 def serve(pipe: Connection, rank: int, num_workers: int, meeting: str) -> None:
