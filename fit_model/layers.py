@@ -96,9 +96,19 @@ class Heads(nn.Module):
         self, asking: Positions, key: PerHead, value: PerHead, may_attend: MayAttend | None = None
     ) -> Positions:
         """Each position of `asking` reads all keys that it may see."""
-        query = self.query(asking).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        mixed = self.attend(query, key, value, may_attend=may_attend)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(self.read(self.query(asking), key, value, may_attend))
+
+    def read(
+        self,
+        query: Float[Tensor, "b n inner"],
+        key: PerHead,
+        value: PerHead,
+        may_attend: MayAttend | None = None,
+    ) -> Float[Tensor, "b n inner"]:
+        """What projected queries read, before it is projected back."""
+        asking = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        mixed = self.attend(asking, key, value, may_attend=may_attend)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class SelfHeads(Heads):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fit_model.groups import GroupBatch, collate
 from fit_model.pixels import GenerateConfig, require_drawable
+from jobs.sharing import ALONE, Seat
 from jobs.targets import HeadConfig, Labelled
 from pipeline.dataset import Dataset, ImageGroups, ImageRecord
 from pipeline.order import global_batch, worker_share
@@ -28,16 +29,12 @@ class Batch:
     """What each image's chance is drawn from, [b], the same on any number of workers."""
     weights: Tensor
     """Share of the global batch's mean that each image carries, [b]; 0 marks padding."""
-
-    @property
-    def groups_per_image(self) -> list[int]:
-        """How many groups each image has; padding images are not counted."""
-        counts = torch.bincount(self.groups.image, minlength=len(self.weights))
-        return counts[self.weights > 0].tolist()
+    groups_per_image: list[int]
+    """Of whole images, whoever holds their groups; padding images are not counted."""
 
     @property
     def megapixels(self) -> float:
-        """Megapixels inside the images; padding images and padding pixels are not counted."""
+        """Megapixels of this worker's groups; padding images and pixels are not counted."""
         carried = self.weights[self.groups.image] > 0
         inside = self.groups.valid_height_px * self.groups.valid_width_px
         return float((inside * carried).sum()) / 1e6
@@ -62,8 +59,27 @@ class BatchConfig:
             raise ValueError(f"batch.seed {self.seed} must not be negative")
 
 
+def require_images(config: BatchConfig, *, num_sets: int) -> None:
+    """Refuse steps of fewer images than there are group sets and micro-steps."""
+    shares = num_sets * config.accumulation
+    if config.images_per_step < shares:
+        raise ValueError(
+            f"batch.images_per_step {config.images_per_step} leaves some of {num_sets} workers x "
+            f"{config.accumulation} micro-steps without an image: take at least {shares}, or less "
+            "accumulation, or more workers an image (parallel.groups)"
+        )
+
+
 class Feed:
-    """Reads one worker's micro-batches, a few ahead of the training step."""
+    """Reads one worker's micro-batches, a few ahead of the training step.
+
+    Args:
+        dataset: where the images lie.
+        labelled: which of them are trained on.
+        head: what is learned.
+        config: which of them make a step.
+        seat: the worker's place among all.
+    """
 
     def __init__(
         self,
@@ -72,15 +88,13 @@ class Feed:
         labelled: Labelled,
         head: HeadConfig,
         config: BatchConfig,
-        rank: int,
-        num_workers: int,
+        seat: Seat = ALONE,
     ) -> None:
         self.dataset = dataset
         self.labelled = labelled
         self.head = head
         self.config = config
-        self.rank = rank
-        self.num_workers = num_workers
+        self.seat = seat
 
     def stream(self, first_step: int, last_step: int, *, ahead: int = 3) -> Iterator[Batch]:
         """Micro-batches of steps first_step to last_step - 1; `ahead` of them are being read."""
@@ -97,7 +111,7 @@ class Feed:
     def micro_batch(self, step: int, part: int) -> Batch:
         """Part `part` of this worker's share of the global batch of `step`.
 
-        Weights make the sum over all parts and workers the mean over the global batch. A worker
+        Weights make the sum over all parts and group sets the mean over the global batch. A worker
         whose part is empty reads the step's first image at weight 0: it must take part in
         collectives.
         """
@@ -108,17 +122,17 @@ class Feed:
             num_images=len(self.labelled.records),
             batch_images=self.config.images_per_step,
         )
-        share = worker_share(indices, rank=self.rank, num_workers=self.num_workers)
+        share = worker_share(indices, rank=self.seat.set, num_workers=self.seat.num_sets)
         mine = [int(index) for index in share[part :: self.config.accumulation]]
         weight = 1.0 / len(indices)
         chosen, weights = (mine, [weight] * len(mine)) if mine else ([int(indices[0])], [0.0])
+        records = [self.labelled.records[index] for index in chosen]
         return Batch(
-            groups=read_images(
-                self.dataset, [self.labelled.records[index] for index in chosen], head=self.head
-            ),
+            groups=read_images(self.dataset, records, head=self.head, seat=self.seat),
             targets=None if self.labelled.values is None else self.labelled.values[chosen],
             seeds=torch.tensor([image_seed(self.config.seed, step=step, image=i) for i in chosen]),
             weights=torch.tensor(weights),
+            groups_per_image=[len(record.groups) for record in records] if mine else [],
         )
 
 
@@ -128,14 +142,17 @@ def image_seed(seed: int, *, step: int, image: int) -> int:
 
 
 def read_images(
-    dataset: Dataset, records: Sequence[ImageRecord], *, head: HeadConfig
+    dataset: Dataset, records: Sequence[ImageRecord], *, head: HeadConfig, seat: Seat = ALONE
 ) -> GroupBatch:
-    """All stored groups of these images, on the CPU.
+    """A worker's share of the stored groups of these images, on the CPU.
 
     Pixels that a model must not learn to make are refused here, by their image: later, on an
     accelerator, nobody looks at values any more.
     """
-    images = [read_groups(dataset, record) for record in records]
+    images = [
+        as_batch(dataset.read(record, groups=run), record)
+        for record, run in zip(records, seat.runs(records), strict=True)
+    ]
     if isinstance(head, GenerateConfig):
         for record, groups in zip(records, images, strict=True):
             try:

@@ -22,9 +22,11 @@ class Meter:
     `time/step_s`, `time/data_wait_share`, `memory/peak_gb`.
     """
 
-    def __init__(self, model: ModelConfig, *, device: torch.device) -> None:
+    def __init__(self, model: ModelConfig, *, device: torch.device, sharing: int) -> None:
         self.model = model
         self.device = device
+        self.sharing = sharing
+        """Workers that report each image, because they hold it together."""
         self.started_s = time.perf_counter()
         self.waited_s = 0.0
         self.loss = 0.0
@@ -49,9 +51,10 @@ class Meter:
         step_s = time.perf_counter() - self.started_s
         tokens = sum(self.groups_per_image) * self.model.num_tokens
         macs = training_macs(self.model, self.groups_per_image)
-        sums = self._reduce([self.loss, self.megapixels, tokens, macs], dist.ReduceOp.SUM)
+        once = [figure / self.sharing for figure in (self.loss, tokens, macs)]
+        sums = self._reduce([*once, self.megapixels], dist.ReduceOp.SUM)
         worst = self._reduce([step_s, self.waited_s / step_s, self.peak_gb()], dist.ReduceOp.MAX)
-        loss, megapixels, all_tokens, all_macs = sums
+        loss, all_tokens, all_macs, megapixels = sums
         slowest_s, waited_share, peak_gb = worst
         metrics = {
             "loss": loss,

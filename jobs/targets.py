@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.heads import ClassifyConfig, RegressConfig
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
@@ -118,6 +119,19 @@ def require_grid(model: ModelConfig, labelled: Labelled) -> None:
                 f"{face.grid_columns} takes no other grid: set these two, where all images have "
                 "one grid, or train one of kind 'encoder', which takes any"
             )
+
+
+def require_labels_to_withhold(face: object, target: Target) -> None:
+    """Refuse an autoregressive model that withholds labels where there are none."""
+    unlabelled = isinstance(target, GenerateTarget) and target.label is None
+    # of a diffusion model the default is above 0, which says nothing about what was wanted
+    if not isinstance(face, AutoregressiveConfig) or not unlabelled:
+        return
+    if face.label_dropout > 0.0:
+        raise ValueError(
+            f"model.label_dropout {face.label_dropout:g} withholds labels, and there are "
+            "none: name a label column as target.label, or leave model.label_dropout at 0"
+        )
 
 
 def _generate_config(target: GenerateTarget, dataset: Dataset, *, split: str) -> GenerateConfig:

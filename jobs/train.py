@@ -23,10 +23,11 @@ from fit_model.denoiser import DiffusionConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.flops import num_parameters
 from fit_model.model import ModelConfig
+from fit_model.parallel.config import ParallelConfig
 from fit_model.tokens import InputConfig
 from fit_model.vix import VixConfig
 from jobs import registry
-from jobs.batches import BatchConfig
+from jobs.batches import BatchConfig, require_images
 from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord, read_record
 from jobs.cluster import connect, require_lasting
@@ -34,6 +35,7 @@ from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
 from jobs.errors import UserError
 from jobs.monitor import Monitor
 from jobs.settings import flat_defaults, to_dict, to_flat_dict
+from jobs.sharing import require_shareable, require_shares
 from jobs.targets import (
     ClassifyTarget,
     GenerateTarget,
@@ -41,6 +43,7 @@ from jobs.targets import (
     head_config,
     read_labelled,
     require_grid,
+    require_labels_to_withhold,
 )
 from jobs.tracking import Run, open_run
 from jobs.worker import Assignment, RecordConfig
@@ -70,36 +73,21 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     bounded: BoundedConfig | None = None
     """Groups go through the model a chunk at a time, in bounded memory; None for all at once."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
 
     def __post_init__(self) -> None:
         if self.total_steps < 1:
             raise ValueError(f"total_steps {self.total_steps} must be at least 1")
-        shares = self.workers.num_workers * self.batch.accumulation
-        if self.batch.images_per_step < shares:
-            raise ValueError(
-                f"batch.images_per_step {self.batch.images_per_step} leaves some of "
-                f"{self.workers.num_workers} workers x {self.batch.accumulation} micro-steps "
-                f"without an image: take at least {shares}, or less accumulation"
-            )
-        self._refuse_dropout_of_no_label()
+        require_shareable(self.parallel, num_workers=self.workers.num_workers, face=self.model)
+        require_images(self.batch, num_sets=self.workers.num_workers // self.parallel.groups)
+        require_labels_to_withhold(self.model, self.target)
         require_boundable(self.bounded, engine=self.engine, face=self.model)
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name {self.name!r} must be a plain name: it becomes a folder")
         if self.register_as is not None:
             registry.check_name(self.register_as)
-
-    def _refuse_dropout_of_no_label(self) -> None:
-        unlabelled = isinstance(self.target, GenerateTarget) and self.target.label is None
-        # of a diffusion model the default is above 0, which says nothing about what was wanted
-        if not isinstance(self.model, AutoregressiveConfig) or not unlabelled:
-            return
-        if self.model.label_dropout > 0.0:
-            raise ValueError(
-                f"model.label_dropout {self.model.label_dropout:g} withholds labels, and there are "
-                "none: name a label column as target.label, or leave model.label_dropout at 0"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +103,10 @@ class TrainResult:
     """Figures of the last step that this process saw."""
 
 
-MAY_DIFFER = ("workers.max_failures", "record.", "register_as", "alias", "dataset", "storage_path")
+MAY_DIFFER = (
+    "workers.max_failures", "parallel.timeout_s", "record.", "register_as", "alias", "dataset",
+    "storage_path",
+)  # fmt: skip
 """Settings that change nothing about what is learned; the dataset is compared by its digest."""
 
 
@@ -127,6 +118,7 @@ def main(config: TrainConfig) -> TrainResult:
     model = model_config(config, dataset)
     labelled = read_labelled(dataset, model.head, split=config.split)
     require_grid(model, labelled)
+    require_shares(labelled.records, parallel=config.parallel, face=config.model)
     folder = str(Location.of(config.storage_path).child(config.name))
     before = unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
@@ -241,6 +233,7 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         optimizer=config.optimizer,
         engine=config.engine,
         bounded=config.bounded,
+        parallel=config.parallel,
         total_steps=config.total_steps,
         record=config.record,
         threads=config.workers.cpus_per_worker,

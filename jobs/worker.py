@@ -18,6 +18,8 @@ from fit_model.model import ModelConfig
 from fit_model.models import build
 from fit_model.objective import PREFIX, Objective
 from fit_model.optimize import learning_rate_factor
+from fit_model.parallel.config import ParallelConfig
+from fit_model.parallel.crew import form_crew
 from fit_model.weights import save_tensors
 from jobs.batches import Batch, BatchConfig, Feed
 from jobs.checkpoints import MODEL_FOLDER, restore, saved
@@ -30,6 +32,7 @@ from jobs.engine import (
 )
 from jobs.meter import Meter
 from jobs.monitor import StepRecord
+from jobs.sharing import Seat
 from jobs.targets import read_labelled
 from pipeline.dataset import open_dataset
 
@@ -64,6 +67,7 @@ class Assignment:
     optimizer: OptimizerConfig
     engine: EngineConfig
     bounded: BoundedConfig | None
+    parallel: ParallelConfig
     total_steps: int
     record: RecordConfig
     threads: int
@@ -84,12 +88,19 @@ class Loop:
         context = ray.train.get_context()
         self.task = task
         self.rank = context.get_world_rank()
-        self.num_workers = context.get_world_size()
+        self.seat = Seat.of(
+            self.rank,
+            num_workers=context.get_world_size(),
+            parallel=task.parallel,
+            face=task.model.face,
+        )
         self.device = ray.train.torch.get_device()
         # every worker draws the same initial weights
         torch.manual_seed(task.batch.seed)
         self.engine = build_engine(
-            Objective(build(task.model), bounded=task.bounded).to(self.device),
+            Objective(build(task.model), bounded=task.bounded, crew=form_crew(task.parallel)).to(
+                self.device
+            ),
             optimizer=task.optimizer,
             engine=task.engine,
             accumulation=task.batch.accumulation,
@@ -123,8 +134,7 @@ class Loop:
             labelled=labelled,
             head=self.task.model.head,
             config=self.task.batch,
-            rank=self.rank,
-            num_workers=self.num_workers,
+            seat=self.seat,
         )
         return feed.stream(self.finished_steps, self.task.total_steps)
 
@@ -140,7 +150,7 @@ class Loop:
             cosine_share=optimizer.cosine_share,
         )
         set_learning_rate(self.engine, lr)
-        meter = Meter(self.task.model, device=self.device)
+        meter = Meter(self.task.model, device=self.device, sharing=self.seat.groups)
         for _ in range(self.task.batch.accumulation):
             with meter.waiting():
                 batch = next(batches)
@@ -154,14 +164,15 @@ class Loop:
         """Gradient of the weighted sum of this micro-batch's losses; gives that sum.
 
         DeepSpeed divides by the micro-steps and averages over the workers; the factor undoes both,
-        so that the gradient is the mean over the global batch however many workers share it.
+        so that the gradient is the mean over the global batch however many workers share it. The
+        workers of a set all give the losses of their images, and each counts for its part.
         """
         targets = None if batch.targets is None else batch.targets.to(self.device)
         # what is bounded moves a chunk at a time
         groups = batch.groups if self.task.bounded else batch.groups.to(self.device)
         losses = self.engine(groups, targets, batch.seeds)
         loss = (losses * batch.weights.to(self.device)).sum()
-        self.engine.backward(loss * self.task.batch.accumulation * self.num_workers)
+        self.engine.backward(loss * self.task.batch.accumulation * self.seat.num_sets)
         self.engine.step()
         return float(loss.detach())
 

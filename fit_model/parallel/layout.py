@@ -112,6 +112,7 @@ class SharedLayout(ImageLayout):
 
     def _asked(self, heads: SelfHeads, normed: Latents) -> Latents:
         """Own queries, keys and values of all."""
+        query = heads.query(normed)
         pairs = self._everyones(heads.key_value(normed), of="keys and values")
         looks_back = isinstance(heads.attend, InChunks)
         found = []
@@ -119,9 +120,8 @@ class SharedLayout(ImageLayout):
             # who looks back takes its own latents for the last ones
             end = first + own.stop - own.start if looks_back else all_of_it.stop
             key, value = heads.apart(pairs[all_of_it.start : end].flatten(0, 1)[None])
-            asking = normed[own].flatten(0, 1)[None]
-            found.append(heads.mix(asking, key, value)[0])
-        return torch.cat(found).unflatten(0, normed.shape[:2])
+            found.append(heads.read(query[own].flatten(0, 1)[None], key, value)[0])
+        return heads.out(torch.cat(found).unflatten(0, normed.shape[:2]))
 
     def _mixed(self, mixer: torch.nn.Module, normed: Latents) -> Latents:
         """All latents, mixed here as they are everywhere; own rows are kept."""

@@ -39,12 +39,12 @@ FACES = {
 }
 
 
-def write_dataset(folder: Path) -> str:
+def write_dataset(folder: Path, *, sizes_px: tuple[tuple[int, int], ...] = SIZES_PX) -> str:
     """Images of several sizes, of two classes, with levels 0 to 16, as preprocess stores them."""
     rows = []
     draw = np.random.default_rng(0)
     for number in range(TRAINING_IMAGES + TEST_IMAGES):
-        height, width = SIZES_PX[number % len(SIZES_PX)]
+        height, width = sizes_px[number % len(sizes_px)]
         kind = ("dark", "bright")[number % 2]
         low = 9 * (number % 2)
         pixels = draw.integers(low, low + 8, size=(height, width, 1)).astype(np.uint8)

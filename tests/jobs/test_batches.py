@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.batches import BatchConfig, Feed, read_groups
+from jobs.sharing import Seat
 from jobs.targets import ClassifyTarget, Labelled, head_config, read_labelled
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.order import global_batch
@@ -33,8 +34,7 @@ def feed(dataset, labelled, *, rank=0, num_workers=1, **config) -> Feed:
         labelled=labelled,
         head=head_config(ClassifyTarget(label="kind"), dataset, split="train"),
         config=BatchConfig(**config),
-        rank=rank,
-        num_workers=num_workers,
+        seat=Seat(set=rank, num_sets=num_workers),
     )
 
 
