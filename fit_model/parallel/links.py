@@ -51,10 +51,10 @@ class Links:
 
     def gather(self, rows: Rows, *, of: str) -> OfAll:
         """all_rows without a gradient."""
-        found = rows.new_empty(self.size * len(rows), *rows.shape[1:])
+        found = rows.new_empty(self.size, *rows.shape)
         with self._named(f"all-gather of {of}"):
-            dist.all_gather_into_tensor(found, rows.contiguous(), group=self.group)
-        return found.unflatten(0, (self.size, -1))
+            dist.all_gather(list(found.unbind(0)), rows.contiguous(), group=self.group)
+        return found
 
     def reduce(self, values: Rows, *, of: str) -> Rows:
         """Sum without a gradient; added up in float32 at least."""

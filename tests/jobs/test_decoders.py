@@ -9,6 +9,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from fit_model.bounded.config import BoundedConfig
+from fit_model.parallel.config import ParallelConfig
 from jobs.batches import image_seed
 from jobs.engine import EngineConfig
 from jobs.monitor import Inbox
@@ -59,13 +60,29 @@ def variants(dataset: str) -> dict[str, TrainConfig]:
     return named
 
 
+TALL_PX = ((16, 8), (24, 16), (16, 16))
+"""Two rows of groups at least."""
+
+
 @pytest.fixture(scope="module")
-def results(ray_local, dataset, tmp_path_factory) -> dict[str, Any]:
+def tall(tmp_path_factory) -> str:
+    """Images whose rows of groups two workers can share."""
+    return write_dataset(tmp_path_factory.mktemp("tall"), sizes_px=TALL_PX)
+
+
+def shared_variants(dataset: str) -> dict[str, TrainConfig]:
+    parallel = ParallelConfig(groups=2, timeout_s=120.0)
+    return {
+        f"{face}, shared": replace(train_config(dataset, face), parallel=parallel) for face in FACES
+    }
+
+
+@pytest.fixture(scope="module")
+def results(ray_local, dataset, tall, tmp_path_factory) -> dict[str, Any]:
     inbox = Inbox.remote()
-    opened = open_dataset(dataset)
     tasks = {
-        name: assignment(config, model_config(config, opened), inbox=inbox)
-        for name, config in variants(dataset).items()
+        name: assignment(config, model_config(config, open_dataset(config.dataset)), inbox=inbox)
+        for name, config in (variants(dataset) | shared_variants(tall)).items()
     }
     TorchTrainer(
         train_all,
@@ -93,6 +110,12 @@ def plain(dataset) -> dict[str, list[float]]:
 @pytest.mark.parametrize("face", FACES)
 def test_two_workers_learn_what_one_plain_loop_learns(results, plain, face, how):
     assert losses(results, f"{face}, {how}") == pytest.approx(plain[f"{face}, kind"], rel=2e-5)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_two_workers_that_share_every_image_learn_what_one_plain_loop_learns(results, tall, face):
+    expected, _ = plain_losses(train_config(tall, face))
+    assert losses(results, f"{face}, shared") == pytest.approx(expected, rel=2e-5)
 
 
 @pytest.mark.parametrize("face", FACES)

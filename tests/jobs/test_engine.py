@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 from fit_model.bounded.config import BoundedConfig
 from fit_model.models import build
 from fit_model.objective import PREFIX
+from fit_model.parallel.config import ParallelConfig
 from fit_model.vix import VixConfig
 from jobs.engine import EngineConfig, OptimizerConfig, full_weights
 from jobs.monitor import Inbox
@@ -106,6 +107,23 @@ def vix_variants(dataset: str) -> dict[str, TrainConfig]:
     }
 
 
+SHARED = ("stage 2, shared", "stage 2, shared, bounded, 2 micro-steps", "stage 3, shared")
+
+
+def shared_variants(dataset: str) -> dict[str, TrainConfig]:
+    """Both workers hold every image, some of its groups each."""
+    stage_2 = replace(
+        train_config(dataset), total_steps=10, parallel=ParallelConfig(groups=2, timeout_s=120.0)
+    )
+    bounded = replace(
+        stage_2,
+        bounded=BoundedConfig(groups_a_chunk=1, offload="disk"),
+        batch=replace(stage_2.batch, accumulation=2),
+    )
+    stage_3 = replace(stage_2, engine=EngineConfig(zero_stage=3))
+    return dict(zip(SHARED, (stage_2, bounded, stage_3), strict=True))
+
+
 EXACT = [
     "stage 0", "stage 1, 3 micro-steps", "stage 2", "stage 2, 2 micro-steps",
     "stage 2, layers recomputed", "stage 2, bounded, 2 micro-steps", "stage 3", "stage 2, numbers",
@@ -139,9 +157,10 @@ def one_grid(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def results(ray_local, tiny_dataset, one_grid, tmp_path_factory) -> dict[str, Any]:
     inbox = Inbox.remote()
+    named = variants(tiny_dataset) | vix_variants(one_grid) | shared_variants(one_grid)
     tasks = {
         name: assignment(config, model_config(config, open_dataset(config.dataset)), inbox=inbox)
-        for name, config in (variants(tiny_dataset) | vix_variants(one_grid)).items()
+        for name, config in named.items()
     }
     TorchTrainer(
         train_all,
@@ -174,6 +193,14 @@ def plain(tiny_dataset) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def plain_shared(one_grid) -> Plain:
+    config, dataset = shared_variants(one_grid)[SHARED[0]], open_dataset(one_grid)
+    loop = Plain(dataset=dataset, config=config, model_config=model_config(config, dataset))
+    loop.train()
+    return loop
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_two_workers_learn_what_one_plain_loop_learns(results, plain, tiny_dataset, name):
     loop, expected = plain[name if name in plain else "stage 2"]
@@ -200,6 +227,14 @@ def test_two_workers_learn_what_one_plain_loop_learns_with_a_plain_vision_transf
     loop.train()
     assert losses(results, name) == pytest.approx(loop.losses, rel=1e-5)
     assert norms(results, name) == pytest.approx(loop.norms, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_two_workers_that_share_every_image_learn_what_one_plain_loop_learns(
+    results, plain_shared, name
+):
+    assert losses(results, name) == pytest.approx(plain_shared.losses, rel=1e-5)
+    assert norms(results, name) == pytest.approx(plain_shared.norms, rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -1,34 +1,26 @@
-"""Workers that share images learn what one plain loop learns, and each reads its own groups."""
+"""Workers that share images read them between them; what they cannot share is refused."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import ray
-import ray.train
 import torch
-from ray.train.torch import TorchTrainer
 
-from fit_model.bounded.config import BoundedConfig
 from fit_model.parallel.config import ParallelConfig
 from fit_model.vix import VixConfig
 from jobs.batches import Feed
-from jobs.engine import EngineConfig
-from jobs.monitor import Inbox
 from jobs.sharing import Seat, require_shares
 from jobs.targets import read_labelled
-from jobs.train import TrainConfig, assignment, model_config
+from jobs.train import TrainConfig, model_config
 from jobs.workers import WorkersConfig
 from pipeline.dataset import open_dataset
 from tests.jobs import small_generating
-from tests.jobs.small_training import Plain, train_config, write_dataset, write_images
-from tests.jobs.test_engine import losses, norms, train_all
+from tests.jobs.small_training import train_config, write_dataset, write_images
 
 PARALLEL = ParallelConfig(groups=2, timeout_s=120.0)
 WORKERS = WorkersConfig(num_workers=4)
 """Two group sets of two."""
 SIZES_PX = ((32, 16), (20, 40), (48, 32), (33, 17))
-TALL_PX = ((16, 8), (24, 16), (16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -39,73 +31,9 @@ def images(tmp_path_factory) -> str:
     return write_dataset(folder / "images", folder / "dataset")
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> str:
-    """Images to learn to make, of two rows of groups at least."""
-    return small_generating.write_dataset(tmp_path_factory.mktemp("pictures"), sizes_px=TALL_PX)
-
-
 def encoder(dataset: str, **changes: Any) -> TrainConfig:
     settings = {"total_steps": 10, "parallel": PARALLEL, "workers": WORKERS} | changes
     return train_config(dataset, **settings)
-
-
-def variants(images: str, pictures: str) -> dict[str, TrainConfig]:
-    stage_2 = encoder(images)
-    bounded = BoundedConfig(groups_a_chunk=1, offload="disk")
-    named = {
-        "stage 2": stage_2,
-        "stage 2, bounded, 2 micro-steps": replace(
-            stage_2, bounded=bounded, batch=replace(stage_2.batch, accumulation=2)
-        ),
-        "stage 3": replace(stage_2, engine=EngineConfig(zero_stage=3)),
-    }
-    for face in small_generating.FACES:
-        config = small_generating.train_config(pictures, face)
-        named[face] = replace(config, parallel=PARALLEL, workers=WORKERS)
-    return named
-
-
-@pytest.fixture(scope="module")
-def results(ray_local, images, pictures, tmp_path_factory) -> dict[str, Any]:
-    inbox = Inbox.remote()
-    tasks = {
-        name: assignment(config, model_config(config, open_dataset(config.dataset)), inbox=inbox)
-        for name, config in variants(images, pictures).items()
-    }
-    TorchTrainer(
-        train_all,
-        train_loop_config={"tasks": tasks},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=WORKERS.num_workers, resources_per_worker={"CPU": 0.5}
-        ),
-        run_config=ray.train.RunConfig(
-            name="sharing", storage_path=str(tmp_path_factory.mktemp("sharing"))
-        ),
-    ).fit()
-    return {name: (metrics, weights) for name, metrics, weights in ray.get(inbox.drain.remote())}
-
-
-@pytest.fixture(scope="module")
-def plain(images) -> Plain:
-    config, dataset = encoder(images), open_dataset(images)
-    loop = Plain(dataset=dataset, config=config, model_config=model_config(config, dataset))
-    loop.train()
-    return loop
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("name", ["stage 2", "stage 2, bounded, 2 micro-steps", "stage 3"])
-def test_sets_of_workers_learn_what_one_plain_loop_learns(results, plain, name):
-    assert losses(results, name) == pytest.approx(plain.losses, rel=1e-5)
-    assert norms(results, name) == pytest.approx(plain.norms, rel=1e-4)
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("face", small_generating.FACES)
-def test_sets_of_workers_learn_to_make_what_one_plain_loop_does(results, pictures, face):
-    expected, _ = small_generating.plain_losses(small_generating.train_config(pictures, face))
-    assert losses(results, face) == pytest.approx(expected, rel=2e-5)
 
 
 @pytest.mark.parametrize("face", ["encoder", "autoregressive"])
