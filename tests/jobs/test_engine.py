@@ -233,7 +233,8 @@ def test_two_workers_learn_what_one_plain_loop_learns_with_a_plain_vision_transf
 def test_two_workers_that_share_every_image_learn_what_one_plain_loop_learns(
     results, plain_shared, name
 ):
-    assert losses(results, name) == pytest.approx(plain_shared.losses, rel=1e-5)
+    # ten steps bring the loss near 0, the logarithm of what float32 rounds to 6e-8 of 1
+    assert losses(results, name) == pytest.approx(plain_shared.losses, rel=1e-5, abs=3e-7)
     assert norms(results, name) == pytest.approx(plain_shared.norms, rel=1e-4)
 
 
