@@ -84,7 +84,7 @@ class AutoregressiveConfig:
         """Who sees whom, when a patch has so many sub-pixels."""
         local = Place(num_tokens=num_tokens, causal="tokens")
         across = latents_place(self.trunk, num_groups=self.num_groups, latent_mask="causal")
-        return Reach(flow="causal", latent_mask="causal", local=local, across=across)
+        return Reach(flow="causal", local=local, across=across)
 
 
 class Vocabulary(nn.Module):

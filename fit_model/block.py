@@ -6,11 +6,9 @@ from typing import Any
 from torch import nn
 
 from fit_model.attention.bixt import BidirectionalLayer, BixtConfig
-from fit_model.attention.chunks import InChunks
-from fit_model.attention.mixers import build_mixer, is_softmax
-from fit_model.attention.operators import CAUSAL_OPERATORS, OPERATORS
-from fit_model.attention.rotary import Rotary, RotatedOperator, build_rotary, read_rotary
-from fit_model.layers import CrossLayer, FeedForwardLayer, SelfHeads, SelfLayer
+from fit_model.attention.mixers import build_mixer
+from fit_model.attention.rotary import Rotary, build_rotary, read_rotary
+from fit_model.layers import CrossLayer, FeedForwardLayer, SelfLayer
 from fit_model.moves import (
     Across,
     Apart,
@@ -109,16 +107,31 @@ def local_layer(
     }
     if config.local_mixing == "none":
         return FeedForwardLayer(**common)
-    operator, width, heads = plan.local_operator, config.width, config.heads
     rotary = local_rotary(config, reach=reach)
-    if is_softmax(operator):
-        attend = (CAUSAL_OPERATORS if reach.flow == "causal" else OPERATORS)[operator]
-        if rotary is not None:
-            attend = RotatedOperator(attend, rotary)
-        mixer: nn.Module = SelfHeads(width=width, heads=heads, attend=attend)
-    else:
-        mixer = build_mixer(operator, width=width, heads=heads, place=reach.local, rotary=rotary)
+    mixer = build_mixer(**local_mixing(config, plan, reach=reach), rotary=rotary)
     return SelfLayer(mixer=mixer, **common)
+
+
+def local_mixing(config: TrunkConfig, plan: BlockPlan, *, reach: Reach) -> dict[str, Any]:
+    """What mixes the data tokens of a group, as `build_mixer` wants to know it."""
+    return {
+        "operator": plan.local_operator,
+        "width": config.width,
+        "heads": config.heads,
+        "place": reach.local,
+        "setting": "trunk.local_operator",
+    }
+
+
+def global_mixing(config: TrunkConfig, plan: BlockPlan, *, reach: Reach) -> dict[str, Any]:
+    """What mixes the latents of an image, as `build_mixer` wants to know it."""
+    return {
+        "operator": plan.global_operator,
+        "width": config.latent_width,
+        "heads": config.latent_heads,
+        "place": reach.across,
+        "setting": "trunk.global_operator",
+    }
 
 
 def local_rotary(config: TrunkConfig, *, reach: Reach) -> Rotary | None:
@@ -132,17 +145,9 @@ def local_rotary(config: TrunkConfig, *, reach: Reach) -> Rotary | None:
 
 def global_layer(config: TrunkConfig, plan: BlockPlan, *, reach: Reach) -> SelfLayer:
     """A layer of the latent stream."""
-    operator, width, heads = plan.global_operator, config.latent_width, config.latent_heads
-    if is_softmax(operator):
-        attend = OPERATORS[operator]
-        if reach.latent_mask == "causal":
-            attend = InChunks(attend=attend, chunk=config.latents_per_group)
-        mixer: nn.Module = SelfHeads(width=width, heads=heads, attend=attend)
-    else:
-        mixer = build_mixer(operator, width=width, heads=heads, place=reach.across)
     return SelfLayer(
-        width=width,
-        mixer=mixer,
+        width=config.latent_width,
+        mixer=build_mixer(**global_mixing(config, plan, reach=reach)),
         mlp_ratio=config.mlp_ratio,
         dropout=config.dropout,
         drop_path=config.drop_path,

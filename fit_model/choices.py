@@ -6,6 +6,7 @@ aft_local@window=8,rank=none   with several
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
@@ -29,7 +30,7 @@ def read_choice(
         raise ValueError(f"{setting} is {text!r}: {hint}choose one of {', '.join(known)}")
     try:
         hints = get_type_hints(kinds[name])
-        given = dict(_setting(part, hints) for part in rest.split(",")) if at else {}
+        given = _settings(rest, hints) if at else {}
         return configuration.from_dict(kinds[name], given)
     except ValueError as error:
         names = ", ".join(field.name for field in fields(kinds[name]) if field.name != "kind")
@@ -39,11 +40,24 @@ def read_choice(
         ) from error
 
 
+def _settings(text: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for part in text.split(","):
+        name, value = _setting(part, hints)
+        if name in given:
+            raise ValueError(f"{name} stands twice")
+        given[name] = value
+    return given
+
+
 def _setting(part: str, hints: Mapping[str, Any]) -> tuple[str, Any]:
     name, equals, text = part.partition("=")
     if not equals or name.strip() in ("", "kind"):
         raise ValueError(f"{part!r} is not of the form NAME=VALUE")
-    return name.strip(), _value(text.strip(), hints.get(name.strip()))
+    value = _value(text.strip(), hints.get(name.strip()))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name.strip()} is {value}: a finite number is wanted")
+    return name.strip(), value
 
 
 def _value(text: str, hint: Any) -> Any:

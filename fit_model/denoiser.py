@@ -104,7 +104,6 @@ class DiffusionConfig:
         """Who sees whom, when a group has so many patches."""
         return Reach(
             flow="conditioned",
-            latent_mask=self.latent_mask,
             local=square_place(num_tokens),
             across=latents_place(
                 self.trunk, num_groups=self.num_groups, latent_mask=self.latent_mask

@@ -71,7 +71,6 @@ class EncoderConfig:
     def reach(self, num_tokens: int) -> Reach:
         """Who sees whom, when a group has so many patches."""
         return Reach(
-            latent_mask=self.latent_mask,
             local=square_place(num_tokens, prefix=int(self.group_token == "one_hot")),
             across=latents_place(
                 self.trunk, num_groups=self.num_groups, latent_mask=self.latent_mask

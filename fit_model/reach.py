@@ -22,7 +22,6 @@ class Reach:
     """Who sees whom, and how long the sequences are in which they do."""
 
     flow: Flow = "open"
-    latent_mask: LatentMask = "none"
     local: Place = ANYWHERE
     """Of the data tokens of a group."""
     across: Place = ANYWHERE

@@ -102,6 +102,11 @@ class BatchNorm(nn.Module):
 
     def forward(self, maps: Maps) -> Maps:
         """The maps, each channel with mean 0 and deviation 1 before gain and bias."""
+        if self.training and maps[:, 0].numel() == 1:
+            raise ValueError(
+                "a batch norm learns nothing from the only patch of the only image at hand: give "
+                "more images a micro-step, smaller patches, or a stem with norm=group"
+            )
         return functional.batch_norm(
             maps, self.running_mean, self.running_var, self.gain, self.bias, training=self.training
         )

@@ -140,6 +140,11 @@ class TrunkConfig:
                 )
             for operator in local:
                 require_rotary(operator, setting="local_operator")
+        if self.local_mixing == "none" and set(local) != {"softmax"}:
+            raise ValueError(
+                f"local_operator {self.local_operator!r} has nothing to mix where local_mixing is "
+                "'none': leave it out or take local_mixing 'attention'"
+            )
 
     def _check_exchange(self) -> None:
         if self.exchange == "read_write":

@@ -1,10 +1,12 @@
 """What the trunk costs, block by block: see `flops` for the letters and the closed forms."""
 
+from typing import Any, cast
+
 import torch
 
 from fit_model.attention.mixers import build_mixer, is_softmax
-from fit_model.attention.place import Place
 from fit_model.attention.token_mixer import TokenMixer
+from fit_model.block import global_mixing, local_mixing
 from fit_model.reach import Reach
 from fit_model.trunk_config import BlockPlan, TrunkConfig
 
@@ -22,13 +24,13 @@ def trunk_macs(
         if block.num_local:
             local = tokens * 2 * ratio * d * d
             if trunk.local_mixing == "attention":
-                one = _mixing_macs(block.local_operator, num_tokens, d, trunk.heads, reach.local)
-                local += groups * one
+                local += groups * _mixing_macs(
+                    num_tokens, **local_mixing(trunk, block, reach=reach)
+                )
             total += block.num_local * local
         if block.num_across:
             across = latents * 2 * ratio * e * e
-            heads = trunk.latent_heads
-            across += _mixing_macs(block.global_operator, latents, e, heads, reach.across)
+            across += _mixing_macs(latents, **global_mixing(trunk, block, reach=reach))
             total += condition + block.num_across * across
         total += (PRODUCTS[block.reading] + 2 * block.writes) * exchange
         if trunk.after_exchange == "feed_forward":
@@ -54,17 +56,17 @@ def _readers(block: BlockPlan) -> tuple[int, int]:
     return int(latents), int(tokens) + int(block.writes)
 
 
-def _mixing_macs(operator: str, length: int, width: int, heads: int, place: Place) -> int:
+def _mixing_macs(length: int, *, operator: str, width: int, **mixing: Any) -> int:
     """Of a layer without its feed-forward, over one sequence."""
     if is_softmax(operator):
         return length * (4 * width * width + 2 * length * width)
-    return _on_meta(operator, width=width, heads=heads, place=place).macs(length)
+    return _on_meta(operator, width=width, **mixing).macs(length)
 
 
-def _on_meta(operator: str, *, width: int, heads: int, place: Place) -> TokenMixer:
-    """A mixer without memory for its weights."""
+def _on_meta(operator: str, **mixing: Any) -> TokenMixer:
+    """A mixer without memory for its weights; not for softmax."""
     with torch.device("meta"):
-        return build_mixer(operator, width=width, heads=heads, place=place)
+        return cast(TokenMixer, build_mixer(operator, **mixing))
 
 
 def feed_forward_parameters(width: int, ratio: int) -> int:
@@ -80,12 +82,12 @@ def trunk_parameters(trunk: TrunkConfig, *, reach: Reach) -> int:
         if block.num_local:
             local = feed_forward_parameters(d, ratio)
             if trunk.local_mixing == "attention":
-                local += _mixing_parameters(block.local_operator, d, trunk.heads, reach.local)
+                local += _mixing_parameters(**local_mixing(trunk, block, reach=reach))
                 # two frequencies for every pair of channels
                 local += d if trunk.local_rotary.startswith("rotary_mixed") else 0
             total += block.num_local * local
         if block.num_across:
-            across = _mixing_parameters(block.global_operator, e, trunk.latent_heads, reach.across)
+            across = _mixing_parameters(**global_mixing(trunk, block, reach=reach))
             total += block.num_across * (feed_forward_parameters(e, ratio) + across)
             if reach.flow == "conditioned":
                 total += _exchange_parameters(trunk, e, e, inner=e)
@@ -101,10 +103,10 @@ def trunk_parameters(trunk: TrunkConfig, *, reach: Reach) -> int:
     return total
 
 
-def _mixing_parameters(operator: str, width: int, heads: int, place: Place) -> int:
+def _mixing_parameters(*, operator: str, width: int, **mixing: Any) -> int:
     if is_softmax(operator):
         return 4 * width**2 + 6 * width
-    mixer = _on_meta(operator, width=width, heads=heads, place=place)
+    mixer = _on_meta(operator, width=width, **mixing)
     return 2 * width + sum(each.numel() for each in mixer.parameters())
 
 

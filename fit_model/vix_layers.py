@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fit_model.attention.mixers import build_mixer, is_softmax
+from fit_model.attention.mixers import build_mixer
 from fit_model.attention.operators import OPERATORS
 from fit_model.attention.place import Place
-from fit_model.attention.rotary import Rotary, RotatedOperator
+from fit_model.attention.rotary import Rotary
 from fit_model.attention.seen import keys_seen, zero_unseen
 from fit_model.layers import (
     FeedForward,
@@ -37,13 +37,8 @@ def mixer_of(
     rotary: Rotary | None,
 ) -> nn.Module:
     """The layer that mixes tokens as `operator` says; `qkv_bias` is about softmax alone."""
-    if not is_softmax(operator):
-        return build_mixer(operator, width=width, heads=heads, place=place, rotary=rotary)
-    attend = OPERATORS[operator]
-    if rotary is not None:
-        attend = RotatedOperator(attend, rotary)
-    mixer = SelfHeads(width=width, heads=heads, attend=attend)
-    if not qkv_bias:
+    mixer = build_mixer(operator, width=width, heads=heads, place=place, rotary=rotary)
+    if isinstance(mixer, SelfHeads) and not qkv_bias:
         mixer.query.register_parameter("bias", None)
         mixer.key_value.register_parameter("bias", None)
     return mixer

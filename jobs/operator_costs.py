@@ -24,10 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fit_model.attention.mixers import build_mixer, is_softmax
-from fit_model.attention.operators import OPERATORS
+from fit_model.attention.mixers import build_mixer
 from fit_model.attention.place import Place
-from fit_model.layers import SelfHeads
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LEAST_S = 0.2
@@ -142,8 +140,6 @@ def one_pass(
 
 def build(operator: str, *, length: int, spec: LayerSpec) -> nn.Module:
     """The layer, projections included, for a sequence of `length` tokens on a grid."""
-    if is_softmax(operator):
-        return SelfHeads(width=spec.width, heads=spec.heads, attend=OPERATORS[operator])
     place = Place(grid=grid_of(length))
     return build_mixer(operator, width=spec.width, heads=spec.heads, place=place)
 

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fit_model.attention.place import require_length
+
 
 class PositionBias(nn.Module):
     """w[t, i], the same for all channels: a table of numbers, or the product u v^T of two.
@@ -30,8 +32,4 @@ class PositionBias(nn.Module):
 
     def check(self, length: int, *, operator: str) -> None:
         """Refuse a sequence that is longer than the table."""
-        if length > self.num_tokens:
-            raise ValueError(
-                f"{operator} has position biases for {self.num_tokens} tokens and is given "
-                f"{length}; build it for longer sequences, or use aft_simple or aft_conv"
-            )
+        require_length(length, longest=self.num_tokens, operator=operator)

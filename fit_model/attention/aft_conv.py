@@ -101,7 +101,9 @@ class AftConv(Aft):
                 "leave them out and average the tokens, or use aft_full"
             )
         self.heads = heads
-        self.grid = place.raster(operator="aft_conv") if config.axes == "grid" else None
+        self.grid: tuple[int, int] | None = None
+        if config.axes == "grid":
+            self.grid = place.raster(operator="aft_conv", otherwise="set axes to 'line'")
         self.position_bias = FilterBias(
             heads,
             kernel=config.kernel,

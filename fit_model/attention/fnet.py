@@ -56,7 +56,9 @@ class Fnet(TokenMixer):
         self.config = config
         self.grid: tuple[int, int] | None = None
         if config.transform == "grid":
-            self.grid = place.raster(operator="fnet with transform 'grid'")
+            self.grid = place.raster(
+                operator="fnet with transform 'grid'", otherwise="set transform to 'sequence'"
+            )
             if place.prefix:
                 raise ValueError(
                     f"fnet transforms a grid and nothing else, but {place.prefix} tokens stand "

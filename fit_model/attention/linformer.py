@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fit_model.attention.head_layout import exact, head_width, merge_heads, projection, split_heads
-from fit_model.attention.place import Place
+from fit_model.attention.place import Place, require_length
 from fit_model.attention.rotary import Rotary
 from fit_model.attention.seen import keys_seen
 from fit_model.attention.softmax import softmax
@@ -83,11 +83,7 @@ class Linformer(TokenMixer):
         self, x: Float[Tensor, "b n w"], may_attend: Bool[Tensor, "#b #h #n #n"] | None = None
     ) -> Float[Tensor, "b n w"]:
         """What every token reads in the mixtures."""
-        if x.shape[1] > len(self.shorten_keys):
-            raise ValueError(
-                f"linformer was built for {len(self.shorten_keys)} tokens, not {x.shape[1]}; "
-                "build it for the longest sequence"
-            )
+        require_length(x.shape[1], longest=len(self.shorten_keys), operator="linformer")
         seen = keys_seen(may_attend, name="linformer")
         query = split_heads(self.query(x), self.heads)
         key = split_heads(self.key(x), self.key_heads)

@@ -11,22 +11,26 @@ their own, a file each beside this one.
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from fit_model.attention.aft import AftFull, AftFullConfig, AftSimple, AftSimpleConfig
 from fit_model.attention.aft_conv import AftConv, AftConvConfig
 from fit_model.attention.aft_local import AftLocal, AftLocalConfig
+from fit_model.attention.chunks import InChunks
 from fit_model.attention.fnet import Fnet, FnetConfig
 from fit_model.attention.linformer import Linformer, LinformerConfig
 from fit_model.attention.mlp_mixer import MlpMixer, MlpMixerConfig
 from fit_model.attention.nystromformer import Nystromformer, NystromformerConfig
-from fit_model.attention.operators import OPERATORS
+from fit_model.attention.operators import CAUSAL_OPERATORS, OPERATORS, Operator
 from fit_model.attention.performer import Performer, PerformerConfig
 from fit_model.attention.place import Place
-from fit_model.attention.rotary import Rotary
+from fit_model.attention.rotary import Rotary, RotatedOperator
 from fit_model.attention.token_mixer import TokenMixer
 from fit_model.attention.tssa import TssaConfig
 from fit_model.attention.tssa_causal import tssa_mixer
 from fit_model.attention.xca import Xca, XcaConfig
 from fit_model.choices import read_choice
+from fit_model.layers import SelfHeads
 
 MIXERS: dict[str, tuple[type, Callable[..., TokenMixer]]] = {
     "tssa": (TssaConfig, tssa_mixer),
@@ -72,13 +76,38 @@ def read_operator(operator: str, *, setting: str) -> Any:
 
 
 def build_mixer(
-    operator: str, *, width: int, heads: int, place: Place, rotary: Rotary | None = None
-) -> TokenMixer:
-    """The layer that mixes tokens as `operator` says; not for softmax."""
-    config = read_operator(operator, setting="operator")
+    operator: str,
+    *,
+    width: int,
+    heads: int,
+    place: Place,
+    rotary: Rotary | None = None,
+    setting: str = "operator",
+) -> nn.Module:
+    """The layer that mixes tokens as `operator` says: a TokenMixer, or SelfHeads for softmax.
+
+    Raises ValueError that names `setting` where the operator cannot stand at `place`.
+    """
+    if is_softmax(operator):
+        attend = softmax_at(place, operator=operator)
+        if rotary is not None:
+            attend = RotatedOperator(attend, rotary)
+        return SelfHeads(width=width, heads=heads, attend=attend)
+    config = read_operator(operator, setting=setting)
     make = MIXERS[config.kind][1]
     turned = {} if rotary is None else {"rotary": rotary}
-    return make(config, width=width, heads=heads, place=place, **turned)
+    try:
+        return make(config, width=width, heads=heads, place=place, **turned)
+    except ValueError as error:
+        raise ValueError(f"{setting} is {operator!r}: {error}") from error
+
+
+def softmax_at(place: Place, *, operator: str) -> Operator:
+    """The form of softmax that the place asks for."""
+    if place.causal == "tokens":
+        return CAUSAL_OPERATORS[operator]
+    attend = OPERATORS[operator]
+    return attend if place.chunk is None else InChunks(attend=attend, chunk=place.chunk)
 
 
 def require_rotary(operator: str, *, setting: str) -> None:

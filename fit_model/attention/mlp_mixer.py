@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from fit_model.attention.place import Place
+from fit_model.attention.place import Place, require_length
 from fit_model.attention.seen import keys_seen, zero_unseen, zero_without_seen
 from fit_model.attention.token_mixer import TokenMixer
 from fit_model.layers import dense
@@ -59,11 +59,7 @@ class MlpMixer(TokenMixer):
     ) -> Float[Tensor, "b n c"]:
         """The residual of every token."""
         length = x.shape[1]
-        if length > self.num_tokens:
-            raise ValueError(
-                f"mlp_mixer has weights for {self.num_tokens} tokens and cannot take {length}; "
-                "build it for longer sequences"
-            )
+        require_length(length, longest=self.num_tokens, operator="mlp_mixer")
         seen = keys_seen(may_attend, name="mlp_mixer")
         rows = zero_unseen(x, seen).transpose(1, 2)
         hidden = functional.linear(rows, self.expand.weight[:, :length], self.expand.bias)

@@ -6,6 +6,17 @@ from typing import Literal
 FREE_OF_LENGTH = "use tssa, xca, performer, aft_simple or softmax"
 
 
+def require_length(
+    length: int, *, longest: int, operator: str, otherwise: str = FREE_OF_LENGTH
+) -> None:
+    """ValueError for a sequence longer than the one `operator` has weights for."""
+    if length > longest:
+        raise ValueError(
+            f"{operator} has weights for {longest} tokens and is given {length}; build it for "
+            f"longer sequences (a larger num_groups, in FIT), or {otherwise}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a mixer stands: how long its sequences are, how they lie, and what may see what."""
@@ -62,12 +73,12 @@ class Place:
             )
         return self.prefix + self.grid[0] * self.grid[1]
 
-    def raster(self, *, operator: str) -> tuple[int, int]:
+    def raster(self, *, operator: str, otherwise: str = "use another operator") -> tuple[int, int]:
         """Rows and columns; ValueError when `operator` needs them and there are none."""
         if self.grid is None:
             raise ValueError(
                 f"{operator} works on a grid of rows and columns, but these tokens lie in no grid; "
-                "use it where they do, or another operator"
+                f"use it where they do, or {otherwise}"
             )
         return self.grid
 

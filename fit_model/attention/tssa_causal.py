@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fit_model.attention.chunks import at_chunk_ends
-from fit_model.attention.place import Place
+from fit_model.attention.place import Place, require_length
 from fit_model.attention.seen import keys_seen, zero_unseen
 from fit_model.attention.starts import head_width, vision_linear
 from fit_model.attention.token_mixer import TokenMixer
@@ -137,11 +137,9 @@ class CausalTssa(TokenMixer):
         scores = squares / so_far.clamp_min(self.config.cumsum_minimum)
         if self.score_bias is not None:
             longest, end = self.score_bias.shape[1], after + squares.shape[2]
-            if end > longest:
-                raise ValueError(
-                    f"tssa has score biases for {longest} tokens and cannot take {end}; build it "
-                    "for longer sequences or set score_bias to 'none'"
-                )
+            require_length(
+                end, longest=longest, operator="tssa", otherwise="set score_bias to 'none'"
+            )
             scores = scores + self.score_bias[:, after:end].to(scores.dtype)
         return (self.temperature.to(scores.dtype) * scores.sum(-1)).softmax(1)
 

@@ -143,6 +143,37 @@ def test_weights_for_every_place_need_images_of_a_known_size(name):
 
 
 @pytest.mark.parametrize(
+    ("stream", "operator", "says"),
+    [
+        ("local", "aft_conv@heads=5", "trunk.local_operator is 'aft_conv@heads=5': width 12"),
+        ("global", "aft_conv", "trunk.global_operator is 'aft_conv': .*or set axes to 'line'"),
+        ("global", "fnet@transform=grid", "trunk.global_operator .*set transform to 'sequence'"),
+    ],
+)
+def test_an_operator_that_cannot_stand_in_a_stream_is_refused_with_the_setting(
+    stream, operator, says
+):
+    config = model_config(trunk=trunk(stream, operator))
+    for refused in (num_parameters, build):
+        with pytest.raises(ValueError, match=says):
+            refused(config)
+
+
+@pytest.mark.parametrize(
+    "operator", [SHORT["linformer"], SHORT["aft_full"], SHORT["aft_local"], "mlp_mixer"]
+)
+def test_images_of_more_groups_than_foreseen_are_refused_with_the_setting(operator):
+    model = build(model_config(trunk=trunk("global", operator), num_groups=3))
+    with pytest.raises(ValueError, match=r"has weights for 9 tokens and is given 12.*num_groups"):
+        model(image(2, 2))
+
+
+def test_an_operator_of_local_layers_that_do_not_mix_is_refused():
+    with pytest.raises(ValueError, match="local_operator 'tssa' has nothing to mix"):
+        trunk("local", "tssa", local_mixing="none")
+
+
+@pytest.mark.parametrize(
     ("operator", "says"),
     [
         ("telepathy", "choose one of softmax_reference, softmax, tssa"),
@@ -153,6 +184,12 @@ def test_weights_for_every_place_need_images_of_a_known_size(name):
         ("linformer@rank=0", "rank"),
         ("softmax@heads=3", "local_operator is 'softmax@heads=3'"),
         ("tssa@kind=xca", "'kind=xca' is not of the form NAME=VALUE"),
+        (
+            "linformer@rank=3,rank=4",
+            "local_operator is 'linformer@rank=3,rank=4': rank stands twice",
+        ),
+        ("tssa@temperature=nan", "temperature is nan: a finite number is wanted"),
+        ("xca@temperature=-inf", "temperature is -inf: a finite number is wanted"),
     ],
 )
 def test_an_operator_that_cannot_be_read_is_refused_with_what_there_is(operator, says):

@@ -4,14 +4,21 @@ import pytest
 import torch
 
 from fit_model import recompute
+from fit_model.attention.place import Place
 from fit_model.body import Trunk
 from fit_model.layout import ImageLayout
 from fit_model.reach import Reach
 from tests.fit_model.examples import randomize, trunk_config
 
+CAUSAL = Reach(
+    flow="causal",
+    local=Place(causal="tokens"),
+    across=Place(causal="chunks", chunk=3),
+)
 
-@pytest.mark.parametrize("flow", ["open", "causal"])
-def test_parts_change_neither_results_nor_gradients(monkeypatch, flow):
+
+@pytest.mark.parametrize("reach", [Reach(), CAUSAL], ids=["open", "causal"])
+def test_parts_change_neither_results_nor_gradients(monkeypatch, reach):
     image = torch.tensor([0, 0, 0, 1, 1, 1, 1])
     images = ImageLayout.of(image, num_images=2, latents_per_group=3)
     found = {}
@@ -19,10 +26,10 @@ def test_parts_change_neither_results_nor_gradients(monkeypatch, flow):
         monkeypatch.setattr(recompute, "POSITIONS_A_PART", positions)
         torch.manual_seed(0)
         config = trunk_config(checkpointing="layer")
-        trunk = randomize(Trunk(config, reach=Reach(flow=flow, latent_mask="causal")).double())
+        trunk = randomize(Trunk(config, reach=reach).double())
         tokens = torch.randn(7, 5, 12, dtype=torch.float64, requires_grad=True)
         latents = torch.randn(7, 3, 8, dtype=torch.float64, requires_grad=True)
-        valid = torch.rand(7, 5) < 0.8 if flow == "open" else None
+        valid = torch.rand(7, 5) < 0.8 if reach.flow == "open" else None
         streams = trunk(tokens, latents, images=images, valid=valid)
         (streams.tokens.square().sum() + streams.latents.square().sum()).backward()
         gradients = [each.grad for each in trunk.parameters()]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fit_model.attention.place import Place
 from fit_model.body import Trunk
 from fit_model.layout import ImageLayout
 from fit_model.reach import Reach
@@ -10,7 +11,7 @@ from tests.fit_model.examples import randomize, trunk_config
 
 GROUPS, TOKENS = 5, 4
 IMAGE = torch.tensor([0, 0, 1, 1, 1])
-CAUSAL = Reach(flow="causal", latent_mask="causal")
+CAUSAL = Reach(flow="causal", local=Place(causal="tokens"), across=Place(causal="chunks", chunk=3))
 
 
 @pytest.mark.parametrize(

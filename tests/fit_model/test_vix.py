@@ -270,6 +270,13 @@ def test_it_refuses_other_grids_other_targets_and_another_pool():
         replace(generator_config("diffusion"), face=SMALL)
 
 
+def test_a_batch_norm_with_nothing_to_compare_is_refused():
+    one = build(config_of(**XCIT | {"grid_rows": 1, "grid_columns": 1, "patch_px": 8}))
+    with pytest.raises(ValueError, match=r"the only patch of the only image.*norm=group"):
+        one(image(1, 1))
+    assert one.eval()(image(1, 1)).isfinite().all()
+
+
 def test_it_predicts_numbers_too():
     head = RegressConfig(targets=("a", "b"), target_mean=(1.0, 2.0), target_std=(0.5, 2.0))
     model = build(replace(config_of(), head=head))

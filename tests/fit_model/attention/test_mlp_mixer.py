@@ -107,7 +107,7 @@ def test_what_cannot_be_is_refused():
         MlpMixer(MlpMixerConfig(), width=6, heads=1, place=Place())
     with pytest.raises(ValueError, match="mlp_mixer mixes all tokens and has no causal form"):
         MlpMixer(MlpMixerConfig(), width=6, heads=1, place=Place(num_tokens=4, causal="tokens"))
-    with pytest.raises(ValueError, match="for 4 tokens and cannot take 5"):
+    with pytest.raises(ValueError, match="for 4 tokens and is given 5"):
         mixer(4)(sequences(5, 6))
     with pytest.raises(ValueError, match="mlp_mixer cannot keep single pairs"):
         mixer(5)(sequences(5, 6), torch.ones(1, 1, 5, 5, dtype=torch.bool))

@@ -230,7 +230,7 @@ def test_what_cannot_be_is_refused():
         mixer(3)(sequences(5, 6), every_pair)
     with pytest.raises(ValueError, match="the length of the sequence is not fixed here"):
         CausalTssa(TssaConfig(), width=6, heads=3, place=Place(causal="tokens"))
-    with pytest.raises(ValueError, match="for 4 tokens and cannot take 5"):
+    with pytest.raises(ValueError, match="for 4 tokens and is given 5"):
         mixer(3, place=Place(num_tokens=4, causal="tokens"))(sequences(5, 6))
     with pytest.raises(ValueError, match="width 6 is no multiple of heads 4"):
         mixer(4)
