@@ -87,8 +87,14 @@ def known_groups(config: ModelConfig) -> int | None:
     one_number_only = face.latent_position != "coordinate" or (
         isinstance(face, EncoderConfig) and face.group_token != "none"
     )
-    if face.num_groups is None or not one_number_only:
-        return None
-    if isinstance(face, AutoregressiveConfig):
+    return most_groups(config) if one_number_only else None
+
+
+def most_groups(config: ModelConfig) -> int | None:
+    """Stored groups of the largest image that the model takes; None where there is no limit."""
+    face = config.face
+    if isinstance(face, VixConfig):
+        return face.grid_rows * face.grid_columns
+    if face.num_groups is not None and isinstance(face, AutoregressiveConfig):
         return face.num_groups // (config.input.group_side_px // face.patch_px) ** 2
     return face.num_groups

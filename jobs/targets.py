@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fit_model.autoregressive import AutoregressiveConfig
+from fit_model.canvas import known_groups, most_groups
 from fit_model.heads import ClassifyConfig, RegressConfig
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
@@ -107,18 +108,37 @@ def read_labelled(dataset: Dataset, head: HeadConfig, *, split: str) -> Labelled
 
 
 def require_grid(model: ModelConfig, labelled: Labelled) -> None:
-    """Refuse images of other grids of groups than the one that a plain vision transformer takes."""
-    face = model.face
-    if not isinstance(face, VixConfig):
-        return
+    """Refuse images with more groups than the model knows, or in another grid than it takes."""
     for record in labelled.records:
-        if (record.grid_rows, record.grid_columns) != (face.grid_rows, face.grid_columns):
-            raise ValueError(
-                f"image {record.image_id!r} has {record.grid_rows} x {record.grid_columns} groups, "
-                f"and a model of kind 'vix' with grid_rows {face.grid_rows} and grid_columns "
-                f"{face.grid_columns} takes no other grid: set these two, where all images have "
-                "one grid, or train one of kind 'encoder', which takes any"
-            )
+        if isinstance(model.face, VixConfig):
+            _require_vix_grid(model.face, record)
+        else:
+            _require_num_groups(model, record)
+
+
+def _require_vix_grid(face: VixConfig, record: ImageRecord) -> None:
+    if (record.grid_rows, record.grid_columns) != (face.grid_rows, face.grid_columns):
+        raise ValueError(
+            f"image {record.image_id!r} has {record.grid_rows} x {record.grid_columns} groups, "
+            f"and a model of kind 'vix' with grid_rows {face.grid_rows} and grid_columns "
+            f"{face.grid_columns} takes no other grid: set these two, where all images have "
+            "one grid, or train one of kind 'encoder', which takes any"
+        )
+
+
+def _require_num_groups(model: ModelConfig, record: ImageRecord) -> None:
+    known, most = known_groups(model), most_groups(model)
+    if known is not None and record.grid_rows * record.grid_columns != known:
+        raise ValueError(
+            f"image {record.image_id!r} has {record.grid_rows} x {record.grid_columns} groups, and "
+            f"num_groups makes this model one for {known}: set it to what all images have, or take "
+            "latent_position 'coordinate' and group_token 'none'"
+        )
+    if most is not None and len(record.groups) > most:
+        raise ValueError(
+            f"image {record.image_id!r} has {len(record.groups)} groups, and num_groups makes this "
+            f"model one for at most {most}: set it to those of the largest image"
+        )
 
 
 def require_labels_to_withhold(face: object, target: Target) -> None:

@@ -91,3 +91,23 @@ def test_images_of_another_grid_than_a_plain_vision_transformer_takes_are_refuse
     require_grid(model, replace(labelled, records=labelled.records[:1]))
     encoder = model_config(train_config("d"), dataset)
     require_grid(encoder, labelled)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_groups": 5}, "'train-01' has 6 groups.*at most 5: set it to those of the largest"),
+        (
+            {"num_groups": 6, "latent_position": "learned"},
+            "'train-00' has 1 x 1 groups.*one for 6: set it to what all images have",
+        ),
+    ],
+)
+def test_images_with_other_groups_than_a_model_knows_are_refused_before_training(
+    dataset, settings, said
+):
+    encoder = model_config(train_config("d"), dataset)
+    labelled = read_labelled(dataset, encoder.head, split="train")
+    require_grid(replace(encoder, face=replace(encoder.face, num_groups=6)), labelled)
+    with pytest.raises(ValueError, match=said):
+        require_grid(replace(encoder, face=replace(encoder.face, **settings)), labelled)

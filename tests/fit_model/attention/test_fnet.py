@@ -23,16 +23,17 @@ def mixer(place=None, **settings):
     return Fnet(FnetConfig(**settings), width=6, heads=3, place=place or Place())
 
 
-def loop(x, may_attend):
-    """Every frequency is a sum of cosines over tokens and channels."""
-    batch, num_tokens, width = x.shape
+def loop(x, may_attend, *, length=None):
+    """Every frequency is a sum of cosines over tokens and channels, up to the last that is seen."""
+    batch, places, width = x.shape
     rows = []
     for b in range(batch):
-        seen = seen_tokens(may_attend, b, num_tokens)
-        for t in range(num_tokens):
+        seen = seen_tokens(may_attend, b, places)
+        num_tokens = length or max(seen, default=-1) + 1
+        for t in range(places):
             for c in range(width):
                 number = torch.zeros((), dtype=torch.float64)
-                for n in seen:
+                for n in seen if t < num_tokens else ():
                     turns = [t * n / num_tokens + c * k / width for k in range(width)]
                     waves = torch.tensor(
                         [math.cos(2 * math.pi * turn) for turn in turns], dtype=torch.float64
@@ -52,6 +53,20 @@ def test_fnet_is_a_loop_forward_and_backward(num_tokens, seen):
 def test_fnet_is_a_loop_on_63_tokens():
     x = sequences(63, 2, batch=1).requires_grad_()
     same_forward_and_backward([mixer()(x)], [loop(x, None)], [x])
+
+
+@pytest.mark.parametrize("seen", MASKS)
+def test_a_place_of_known_length_fills_shorter_sequences_up_with_zeros(seen):
+    x, may_attend = sequences(5, 3).requires_grad_(), mask(seen, 5)
+    found = mixer(Place(num_tokens=7))(x, may_attend)
+    same_forward_and_backward([found], [loop(x, may_attend, length=7)], [x])
+
+
+def test_what_a_batch_is_filled_up_to_changes_no_sequence():
+    x, model = sequences(9, 6, batch=2), mixer()
+    seen = torch.ones(2, 1, 1, 9, dtype=torch.bool)
+    seen[1, ..., 5:] = False
+    torch.testing.assert_close(model(x, seen)[1, :5], model(x[1:, :5])[0], atol=1e-12, rtol=0)
 
 
 def test_a_grid_is_transformed_along_rows_columns_and_channels():
