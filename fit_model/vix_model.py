@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fit_model.canvas import Canvas
-from fit_model.course import WHOLE, Runner
+from fit_model.course import WHOLE, Runner, Whole
+from fit_model.crew import ALONE
 from fit_model.groups import GroupBatch
 from fit_model.heads import HEADS, Head, PredictConfig
 from fit_model.model import Model, ModelConfig
@@ -38,8 +39,10 @@ class VixModel(Model):
 
     def forward(self, batch: GroupBatch, *, runner: Runner = WHOLE) -> Outputs:
         """Logits or standardised numbers of every image, in float32 at least."""
-        if runner is not WHOLE:
-            raise ValueError("a model of kind 'vix' sees its images whole: leave bounded out")
+        if not isinstance(runner, Whole) or runner.crew is not ALONE:
+            raise ValueError(
+                "a model of kind 'vix' sees its images whole: leave bounded and parallel.groups out"
+            )
         self.require_format(batch)
         self.require_grid(batch)
         batch = batch.to(self.device)

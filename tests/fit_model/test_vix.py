@@ -9,11 +9,13 @@ import torch
 
 from fit_model import weights
 from fit_model.attention.mixers import MIXERS
+from fit_model.bounded.config import BoundedConfig
 from fit_model.flops import forward_macs, num_parameters
 from fit_model.groups import GroupBatch, collate
 from fit_model.heads import ClassifyConfig, RegressConfig
 from fit_model.model import ModelConfig
 from fit_model.models import build, config_from_dict, config_to_dict
+from fit_model.objective import Objective
 from fit_model.vix import VixConfig
 from tests.fit_model.examples import BANDS, SIDE_PX, image, randomize
 from tests.fit_model.generators import generator_config, pixels, seeds_of
@@ -281,3 +283,13 @@ def test_it_predicts_numbers_too():
     head = RegressConfig(targets=("a", "b"), target_mean=(1.0, 2.0), target_std=(0.5, 2.0))
     model = build(replace(config_of(), head=head))
     assert model.measures(whole(), None, seeds=seeds_of(1)).shape == (1, 2)
+
+
+def test_an_engine_may_ask_for_the_losses_of_whole_images_and_of_nothing_else():
+    config = config_of()
+    model = randomize(build(config))
+    asked = (image(ROWS, COLUMNS), torch.tensor([1]), seeds_of(1))
+    wanted = model.losses(asked[0], asked[1], seeds=asked[2])
+    torch.testing.assert_close(Objective(model)(*asked), wanted, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="sees its images whole: leave bounded"):
+        Objective(model, bounded=BoundedConfig())(*asked)
