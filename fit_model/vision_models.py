@@ -2,6 +2,7 @@
 
     VISION_MODELS["tost_small_12"]()            for 224 px images in patches of 16 px
     VISION_MODELS["vit_hybrid"](drop_path=0.1)  with a setting changed
+    python -m fit_model.vision_models                  prints all names
     python -m fit_model.vision_models tost_small_12    prints the settings, to be put under `model`
 
 Each is for images of one group of the size it was published for. What the published code holds and
@@ -11,13 +12,14 @@ Source: Vision X-formers, arXiv:2107.02239, and its code (vit, vip, vil, vin, fn
 arXiv:2012.12877; XCiT, arXiv:2106.09681; ToST, arXiv:2412.17810; AFT, arXiv:2105.14103.
 """
 
+import difflib
 import json
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from fit_model import checks, configuration
+from fit_model import configuration
 from fit_model.vix import VixConfig
 
 XFORMERS = {
@@ -132,12 +134,22 @@ VISION_MODELS: dict[str, Callable[..., VixConfig]] = {
 
 def settings_of(name: str) -> str:
     """All settings of a named model as JSON, which a YAML file may hold as it is."""
-    checks.one_of(VISION_MODELS, name=name)
+    if name not in VISION_MODELS:
+        close = difflib.get_close_matches(name, VISION_MODELS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"no model {name!r}: {hint}there are {', '.join(VISION_MODELS)}")
     return json.dumps(configuration.to_dict(VISION_MODELS[name]()))
 
 
-if __name__ == "__main__":
+def main(names: list[str]) -> int:
+    """Print the settings of these models, or all names; the exit code."""
     try:
-        print(settings_of(*sys.argv[1:2] or ("",)))
+        print("\n".join(map(settings_of, names) if names else VISION_MODELS))
     except ValueError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ the docstring of its module, read without importing it.
 """
 
 import ast
+import difflib
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,14 @@ CONFIG_CLASSES = {
     "generate": "GenerateConfig",
     "demo": "DemoConfig",
 }
+
+DESCRIBED = {
+    **{name: (f"jobs.{name}", kind) for name, kind in CONFIG_CLASSES.items()},
+    **{
+        f"bench {name}": (f"jobs.{name}_bench", kind) for name, kind in bench.CONFIG_CLASSES.items()
+    },
+}
+"""Module and class of everything that has settings."""
 
 app = typer.Typer(
     name="farreach",
@@ -106,21 +115,24 @@ def demo(settings: Settings = None, debug: Debug = False) -> None:
 
 @app.command(name="settings")
 def settings_(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="preprocess, train, evaluate, generate, demo.")
-    ],
+    name: Annotated[list[str], typer.Argument(metavar="NAME", help=f"{', '.join(DESCRIBED)}.")],
     debug: Debug = False,
 ) -> None:
-    """Every setting of a job with its default.
+    """Every setting of a job or a bench with its default.
 
     Example  farreach settings train
     """
     with exit_codes("settings", debug=debug):
-        if name not in CONFIG_CLASSES:
-            raise UserError(f"no job '{name}' has settings; there are: {', '.join(CONFIG_CLASSES)}")
+        asked = " ".join(name)
+        if asked not in DESCRIBED:
+            close = difflib.get_close_matches(asked, DESCRIBED, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UserError(
+                f"no job '{asked}' has settings; {hint}choose of {', '.join(DESCRIBED)}"
+            )
+        module, kind = DESCRIBED[asked]
         describe = import_module("jobs.settings").describe
-        config_class = getattr(import_module(f"jobs.{name}"), CONFIG_CLASSES[name])
-        for key, default in describe(config_class):
+        for key, default in describe(getattr(import_module(module), kind)):
             print(f"{key:40} {default}")
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fit_model import checks
+from jobs.consoles import wide_console
 from jobs.digit_canvases import digits_of
 from jobs.digits_children import children
 from jobs.digits_costs import measure_costs
@@ -82,7 +83,7 @@ class DigitsBench(Setup):
 def main(config: DigitsBench) -> Report:
     """Train what is not trained yet, measure the costs, write and print the comparison."""
     require_buildable(config)
-    console = Console(highlight=False)
+    console = wide_console()
     results = Results(config.output, settings=to_flat_dict(config.setup))
     complete("learning rates", choosing_runs(config), results, config, console=console)
     complete("all seeds", final_runs(config, results), results, config, console=console)
@@ -142,6 +143,7 @@ def complete(
 ) -> None:
     """Run what has no outcome yet, and say what came of it."""
     left = [run for run in runs if run not in results.outcomes]
+    console.print(f"{stage}: {len(left)} runs to go, {config.processes} at a time")
     for number, outcome in enumerate(outcomes_of(left, config), start=1):
         results.add(outcome)
         run = outcome.run

@@ -19,6 +19,10 @@ class Results:
 
     def __init__(self, folder: Path, *, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / SETTINGS).exists():
+            raise UserError(
+                f"{folder} holds something else than runs of this bench: choose another output"
+            )
         require_same(folder / SETTINGS, settings)
         self.path = folder / RESULTS
         self.outcomes: dict[Run, Outcome] = {}

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from fit_model import checks
 from fit_model.attention.mixers import MIXERS, read_operator
 from fit_model.attention.operators import OPERATORS
+from jobs.consoles import wide_console
 from jobs.errors import UserError
 from jobs.operator_children import Nursery
 from jobs.operator_costs import Cost, LayerSpec, LeftOut, Task
@@ -136,7 +136,7 @@ def main(config: OperatorsBench) -> None:
         raise UserError("device is 'cuda', but PyTorch sees no GPU here: set device=cpu")
     with Nursery() as nursery:
         report = measured(config, nursery)
-    console = Console(highlight=False)
+    console = wide_console()
     show(report, console)
     with drafted(place, last=JSON) as draft:
         picture(report).savefig(draft / PICTURE, dpi=120)

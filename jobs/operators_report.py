@@ -116,7 +116,7 @@ def table(report: Report, quantity: Quantity) -> Table:
     drawn.add_column("operator")
     for length in report.lengths:
         drawn.add_column(f"{length:,}", justify="right")
-    for name in ("slope", "theory", ""):
+    for name in ("slope", "theory", "grows as"):
         drawn.add_column(name, justify="right")
     for operator in report.operators:
         points = [point for point in report.points if point.operator == operator]

@@ -13,7 +13,7 @@ from fit_model.heads import ClassifyConfig
 from fit_model.model import ModelConfig
 from fit_model.models import build
 from fit_model.tokens import InputConfig
-from fit_model.vision_models import VISION_MODELS, settings_of, xcit
+from fit_model.vision_models import VISION_MODELS, main, xcit
 from fit_model.vix import VixConfig
 
 TABLE = 1025 * 128
@@ -123,11 +123,19 @@ def test_every_other_named_model_can_be_built(name):
     assert size(VISION_MODELS[name](), side_px=side_px, classes=10) > 300_000
 
 
-def test_the_settings_of_a_named_model_are_printed_as_a_file_may_hold_them():
-    values = json.loads(settings_of("tost_tiny_12"))
+def test_the_settings_of_a_named_model_are_printed_as_a_file_may_hold_them(capsys):
+    assert main(["tost_tiny_12"]) == 0
+    values = json.loads(capsys.readouterr().out)
     assert configuration.from_dict(VixConfig, values) == VISION_MODELS["tost_tiny_12"]()
-    with pytest.raises(ValueError, match="name is 'toast': choose one of vit, vit_hybrid"):
-        settings_of("toast")
+
+
+def test_without_a_name_all_are_listed_and_a_wrong_one_costs_one_line(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out.split() == list(VISION_MODELS)
+    assert main(["tost_tiny_13"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("no model 'tost_tiny_13': did you mean 'tost_tiny_12'? there are vit, ")
+    assert said.count("\n") == 1
 
 
 def mixer_size(operator: str, *, width: int, heads: int, place: Place) -> dict[str, int]:

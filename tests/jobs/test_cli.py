@@ -187,3 +187,16 @@ def test_a_mistake_in_what_to_generate_is_one_line(override, says):
 
 def test_every_job_with_settings_that_a_cluster_can_run_can_be_submitted():
     assert set(cli.CONFIG_CLASSES) - {"demo"} <= set(submit.JOBS)
+
+
+@pytest.mark.parametrize("name", cli.DESCRIBED)
+def test_everything_that_has_settings_lists_them(name):
+    found = CliRunner().invoke(cli.app, ["settings", *name.split()])
+    assert found.exit_code == 0, found.output
+    assert len(found.output.splitlines()) > 5
+
+
+def test_settings_of_a_name_with_a_typo_name_what_is_meant():
+    found = CliRunner().invoke(cli.app, ["settings", "trian"])
+    assert found.exit_code == 2
+    assert "did you mean 'train'? choose of preprocess, train" in found.stderr

@@ -94,6 +94,14 @@ def test_all_operators_have_a_model_of_the_same_width_in_every_body_they_fit():
         assert model.head.norm.normalized_shape == (32,)
 
 
+def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,label\n")
+    found = bench(tmp_path)
+    assert found.exit_code == 2
+    assert "holds something else than runs of this bench: choose another output" in found.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["labels.csv"]
+
+
 def test_a_bench_is_complete_and_is_not_run_twice(tmp_path):
     found = bench(tmp_path)
     assert found.exit_code == 0, found.output
