@@ -58,8 +58,6 @@ def test_training_refuses_pixels_beyond_the_range_by_their_image(dataset, model,
         labelled=labelled,
         head=model.config.head,
         config=BatchConfig(images_per_step=9),
-        rank=0,
-        num_workers=1,
     )
     with pytest.raises(ValueError, match=r"image 'train-\d+': a pixel is \d+, outside 0 to 8"):
         feed.micro_batch(0, 0)
