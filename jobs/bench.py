@@ -3,6 +3,7 @@
 Example  farreach bench decoding width=128
          farreach bench operators output=operators
          farreach bench digits output=digits
+         farreach bench memory output=memory
 """
 
 from typing import Annotated
@@ -72,6 +73,19 @@ def digits(settings: Settings = None, debug: Debug = False) -> None:
         from jobs.settings import load
 
         digits_bench.main(load(digits_bench.DigitsBench, None, settings or []))
+
+
+@app.command()
+def memory(settings: Settings = None, debug: Debug = False) -> None:
+    """Memory and time of a training step against image size; settings in jobs/memory_bench.py.
+
+    Writes tables, a picture and JSON into a folder.
+    """
+    with exit_codes("bench memory", debug=debug):
+        from jobs import memory_bench
+        from jobs.settings import load
+
+        memory_bench.main(load(memory_bench.MemoryBench, None, settings or []))
 
 
 if __name__ == "__main__":

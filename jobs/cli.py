@@ -24,6 +24,7 @@ CONFIG_CLASSES = {
     "evaluate": "EvaluateConfig",
     "generate": "GenerateConfig",
     "demo": "DemoConfig",
+    "plan": "PlanConfig",
 }
 
 DESCRIBED = {
@@ -111,6 +112,17 @@ def generate(
 def demo(settings: Settings = None, debug: Debug = False) -> None:
     """Run the whole road on a small dataset."""
     run_job("demo", settings, debug=debug)
+
+
+@app.command(help=module_help("plan"))
+def plan(
+    settings: Settings = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Run three real steps, too.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what fits."""
+    given = [*(settings or []), *(["measure=true"] if measure else [])]
+    run_job("plan", given, debug=debug)
 
 
 @app.command(name="settings")

@@ -29,12 +29,13 @@ from fit_model.vix import VixConfig
 from jobs import registry
 from jobs.batches import BatchConfig, require_images
 from jobs.card import model_card
-from jobs.checkpoints import MODEL_FOLDER, RunRecord, read_record
+from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
 from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
-from jobs.errors import UserError
+from jobs.memory_limit import bounded_of
 from jobs.monitor import Monitor
-from jobs.settings import flat_defaults, to_dict, to_flat_dict
+from jobs.resuming import unfinished_record
+from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import require_shareable, require_shares
 from jobs.targets import (
     ClassifyTarget,
@@ -74,6 +75,9 @@ class TrainConfig:
     bounded: BoundedConfig | None = None
     """Groups go through the model a chunk at a time, in bounded memory; None for all at once."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    memory_limit_gb: float | None = None
+    """Of a worker's device, of a CPU worker all its memory. Where a step does not fit, `bounded` is
+    chosen before workers start, or the training refused; see `farreach plan`."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
 
@@ -84,6 +88,8 @@ class TrainConfig:
         require_images(self.batch, num_sets=self.workers.num_workers // self.parallel.groups)
         require_labels_to_withhold(self.model, self.target)
         require_boundable(self.bounded, engine=self.engine, face=self.model)
+        if self.memory_limit_gb is not None and not self.memory_limit_gb > 0.0:
+            raise ValueError(f"memory_limit_gb is {self.memory_limit_gb:g}: it must be more than 0")
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name {self.name!r} must be a plain name: it becomes a folder")
         if self.register_as is not None:
@@ -103,13 +109,6 @@ class TrainResult:
     """Figures of the last step that this process saw."""
 
 
-MAY_DIFFER = (
-    "workers.max_failures", "parallel.timeout_s", "record.", "register_as", "alias", "dataset",
-    "storage_path",
-)  # fmt: skip
-"""Settings that change nothing about what is learned; the dataset is compared by its digest."""
-
-
 def main(config: TrainConfig) -> TrainResult:
     """Train to the last step and register the model; a killed run continues where it was saved."""
     require_lasting(storage_path=config.storage_path)
@@ -119,6 +118,7 @@ def main(config: TrainConfig) -> TrainResult:
     labelled = read_labelled(dataset, model.head, split=config.split)
     require_grid(model, labelled)
     require_shares(labelled.records, parallel=config.parallel, face=config.model)
+    bounded = bounded_of(config, model, labelled.records)
     folder = str(Location.of(config.storage_path).child(config.name))
     before = unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
@@ -126,6 +126,8 @@ def main(config: TrainConfig) -> TrainResult:
         f"{num_parameters(model):,} parameters, {config.total_steps} steps of "
         f"{config.batch.images_per_step} images on {config.workers.num_workers} workers"
     )
+    if bounded is not None:
+        console.print(f"{bounded.groups_a_chunk} groups at a time, offload {bounded.offload}")
     if labelled.without_groups:
         console.print(f"{labelled.without_groups} images hold only background and are left out")
     console.print("starting Ray and the workers: this takes a moment")
@@ -150,7 +152,7 @@ def main(config: TrainConfig) -> TrainResult:
                 context="training",
                 counts={"images": len(labelled.records)},
             )
-            result = train(config, model, dataset, run, console)
+            result = train(replace(config, bounded=bounded), model, dataset, run, console)
             replace(record, finished=True).write(folder)
     tell(config, result, dataset, console)
     return result
@@ -169,29 +171,6 @@ def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
         ),
         head=head_config(config.target, dataset, split=config.split),
     )
-
-
-def unfinished_record(config: TrainConfig, folder: str, *, digest: str) -> RunRecord | None:
-    """The record of the same training, broken off; refuses one that finished or is another."""
-    before = read_record(folder)
-    if before is None:
-        return None
-    if before.finished:
-        raise UserError(f"{folder}: this run has finished; choose another name")
-    if before.digest != digest:
-        raise UserError(
-            f"{folder}: this run was started on another dataset (digest {before.digest[:12]}, "
-            f"now {digest[:12]}); choose another name"
-        )
-    # a setting that did not exist yet when the run began was in effect at its default
-    now, then = to_flat_dict(config), flat_defaults(config) | before.config
-    for key in sorted(now.keys() | then.keys()):
-        if now.get(key) != then.get(key) and not key.startswith(MAY_DIFFER):
-            raise UserError(
-                f"{folder}: this run was started with {key}={then.get(key)}, not {now.get(key)}; "
-                "give the same setting to continue it, or choose another name"
-            )
-    return before
 
 
 def train(

@@ -28,7 +28,7 @@ def trunk_config(**changes) -> TrunkConfig:
 
 def model_config(*, head=None, pixels=None, trunk=None, **encoder) -> ModelConfig:
     return ModelConfig(
-        face=EncoderConfig(patch_px=PATCH_PX, trunk=trunk or trunk_config(), **encoder),
+        face=EncoderConfig(**{"patch_px": PATCH_PX} | encoder, trunk=trunk or trunk_config()),
         input=pixels
         or InputConfig(
             bands=BANDS, group_side_px=SIDE_PX, band_mean=(90.0, 110.0), band_std=(40.0, 50.0)

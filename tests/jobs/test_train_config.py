@@ -9,9 +9,9 @@ from fit_model.vix import VixConfig
 from jobs.checkpoints import RunRecord
 from jobs.engine import EngineConfig
 from jobs.errors import UserError
+from jobs.resuming import unfinished_record
 from jobs.settings import flat_defaults, to_flat_dict
 from jobs.targets import GenerateTarget
-from jobs.train import unfinished_record
 from tests.jobs.small_generating import FACES, train_config
 from tests.jobs.small_training import train_config as encoder_config
 
