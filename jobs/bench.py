@@ -4,6 +4,7 @@ Example  farreach bench decoding width=128
          farreach bench operators output=operators
          farreach bench digits output=digits
          farreach bench memory output=memory
+         farreach bench scaling workers='[1, 2]'
 """
 
 from typing import Annotated
@@ -86,6 +87,16 @@ def memory(settings: Settings = None, debug: Debug = False) -> None:
         from jobs.settings import load
 
         memory_bench.main(load(memory_bench.MemoryBench, None, settings or []))
+
+
+@app.command()
+def scaling(settings: Settings = None, debug: Debug = False) -> None:
+    """Time of a training step against workers that share its image; see jobs/scaling_bench.py."""
+    with exit_codes("bench scaling", debug=debug):
+        from jobs import scaling_bench
+        from jobs.settings import load
+
+        scaling_bench.main(load(scaling_bench.ScalingBench, None, settings or []))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,13 @@ Every worker is a process with the engine that trains; they talk over loopback. 
 resident memory, on a GPU what PyTorch has allocated and the context's share.
 """
 
-import multiprocessing
 import os
-import socket
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from fit_model.groups import GroupBatch, collate
 from fit_model.models import build
@@ -25,6 +21,7 @@ from fit_model.parallel.shares import share_of
 from jobs.engine import EngineConfig, OptimizerConfig, build_engine
 from jobs.errors import UserError
 from jobs.planning import PROGRAM_BYTES, Demand, Plan, images_at_once, with_checkpointing
+from jobs.small_world import in_small_world
 
 STEPS = 3
 """The first one makes the optimizer's state."""
@@ -53,57 +50,14 @@ def require_machine(demand: Demand, plan: Plan) -> None:
 
 def trial(demand: Demand, plan: Plan, *, threads: int) -> Trial:
     """Run the steps; what fails on a worker is raised here."""
-    context = multiprocessing.get_context("spawn")
-    near, far = context.Pipe()
-    port = free_port()
-    workers = [
-        context.Process(target=work, args=(demand, plan, rank, port, threads, far), daemon=True)
-        for rank in range(plan.num_workers)
-    ]
-    for worker in workers:
-        worker.start()
-    far.close()
-    try:
-        found = near.recv()
-    except EOFError:
-        raise MemoryError("a worker died: it may have had too little memory") from None
-    finally:
-        for worker in workers:
-            worker.join(timeout=10.0)
-            worker.kill()
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return made.getsockname()[1]
-
-
-def work(demand: Demand, plan: Plan, rank: int, port: int, threads: int, line: Connection) -> None:
-    """One worker; the first one says what it saw, and any what went wrong."""
-    torch.set_num_threads(threads)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(
-        address | {"RANK": str(rank), "WORLD_SIZE": str(plan.num_workers), "LOCAL_RANK": str(rank)}
+    return in_small_world(
+        steps, (demand, plan), num_workers=plan.num_workers, threads=threads, device=demand.device
     )
-    try:
-        dist.init_process_group(
-            "nccl" if demand.device == "gpu" else "gloo", rank=rank, world_size=plan.num_workers
-        )
-        found = steps(demand, plan, rank)
-        if rank == 0:
-            line.send(found)
-        dist.destroy_process_group()
-    except Exception as error:
-        line.send(error)
 
 
-def steps(demand: Demand, plan: Plan, rank: int) -> Trial:
-    """Build the engine and make the steps."""
+def steps(task: tuple[Demand, Plan], rank: int) -> Trial:
+    """Build the engine and make the steps, on one worker."""
+    demand, plan = task
     device = torch.device("cuda", rank) if demand.device == "gpu" else torch.device("cpu")
     torch.manual_seed(0)
     crew = form_crew(ParallelConfig(groups=plan.sharing))
