@@ -50,10 +50,17 @@ def kept_plainly(layers: Sequence[LayerNumbers]) -> int:
     return sum(each.inputs + each.inside for each in layers) + at_once
 
 
-def kept_recomputed(layers: Sequence[LayerNumbers], *, rows_a_part: int = POSITIONS_A_PART) -> int:
-    """The same when only inputs of layers are kept, and layers work on some rows at a time."""
+def kept_recomputed(layers: Sequence[LayerNumbers]) -> int:
+    """The same when only inputs of layers are kept."""
+    again = max((each.inside + each.at_once for each in layers), default=0)
+    return sum(each.inputs for each in layers) + again
+
+
+def kept_in_parts(layers: Sequence[LayerNumbers]) -> int:
+    """The same when layers work on some rows at a time, see `recomputed_in_parts`."""
     parts = [
-        (each.inside + each.at_once) * min(1.0, rows_a_part / max(1, each.rows)) for each in layers
+        (each.inside + each.at_once) * min(1.0, POSITIONS_A_PART / max(1, each.rows))
+        for each in layers
     ]
     return sum(each.inputs for each in layers) + round(max(parts, default=0))
 

@@ -26,6 +26,7 @@ from fit_model.encoder import EncoderConfig
 from fit_model.heads import PredictConfig
 from fit_model.kept_numbers import (
     LayerNumbers,
+    kept_in_parts,
     kept_plainly,
     kept_recomputed,
     meeting,
@@ -108,14 +109,16 @@ class _Course:
         self.share = -(-self.largest // sharing)
         self.latents = self.groups * self.trunk.latents_per_group
         self.reach: Reach = face.reach(self.grid_tokens)
-        self.keep = kept_recomputed if self.trunk.checkpointing == "layer" else kept_plainly
+        recomputes = self.trunk.checkpointing == "layer"
+        self.keep_inside = kept_in_parts if recomputes else kept_plainly
+        self.keep_met = kept_recomputed if recomputes else kept_plainly
 
     def whole(self) -> Activations:
         """Autograd keeps what all stretches and meetings need."""
         item, numbers = self.dtype.itemsize, range(len(self.trunk.blocks))
         stretches = [each for number in numbers for each in self._stretch(number, self.groups)]
         met = [each for number in numbers for each in self._meeting(number)]
-        inside, meetings = item * self.keep(stretches), item * self.keep(met)
+        inside, meetings = item * self.keep_inside(stretches), item * self.keep_met(met)
         together = max(inside + meetings, self._entering(self.groups))
         return Activations(inside=inside, meetings=meetings, inside_and_meetings=together)
 
@@ -124,7 +127,7 @@ class _Course:
         item, trunk, numbers = self.dtype.itemsize, self.trunk, range(len(self.trunk.blocks))
         chunk = min(config.groups_a_chunk, self.groups)
         tokens = item * chunk * self.tokens_a_group * trunk.width
-        inside = [item * self.keep(self._stretch(number, chunk)) for number in numbers]
+        inside = [item * self.keep_inside(self._stretch(number, chunk)) for number in numbers]
         # the tokens that leave, the gradient that comes, and the one that goes
         most = max(*(each + 3 * tokens for each in inside), self._entering(chunk))
         meetings = max(item * kept_recomputed(self._meeting(number)) for number in numbers)

@@ -14,11 +14,9 @@ class MasterWeights:
 
     def __init__(self, model: nn.Module, *, lr: float) -> None:
         self.pairs = [(each, masters_of(each)) for each in model.parameters()]
-        # for every parameter on its own: no temporary tensors of the size of all
-        self.optimizer = torch.optim.AdamW([master for _, master in self.pairs], lr=lr)
-        self.optimizer.defaults["foreach"] = False
-        for group in self.optimizer.param_groups:
-            group["foreach"] = False
+        masters = [master for _, master in self.pairs]
+        # a parameter after the other: no temporary tensors of the size of all
+        self.optimizer = torch.optim.AdamW(masters, lr=lr, foreach=False)
         for parameter, master in self.pairs:
             parameter.register_post_accumulate_grad_hook(
                 lambda each, to=master: hand_over(each, to)

@@ -1,23 +1,29 @@
 """`farreach plan` chooses the cheapest way that fits, and says in one line what does not."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from fit_model.bounded.config import BoundedConfig
+from jobs.batches import BatchConfig
 from jobs.choosing_plans import GB, Limits, bounded, cheapest, most, splits
 from jobs.cli import app
+from jobs.engine import EngineConfig
 from jobs.errors import UserError
-from jobs.memory_limit import bounded_within
+from jobs.memory_limit import bounded_of, bounded_within
 from jobs.plan import PlanConfig
 from jobs.planning import Demand, Plan, expected
 from jobs.settings import load
 from jobs.train import TrainConfig
+from jobs.workers import WorkersConfig
 from tests.conftest import REPOSITORY
+from tests.jobs.small_training import train_config
 
 REFERENCE = REPOSITORY / "jobs/configs/plan/gigabit.yaml"
 GENEROUS = 1000.0
+ONE_IMAGE = BatchConfig(images_per_step=1)
 ANY_SIZE = ("model.latent_position=coordinate", "model.num_groups=null")
 
 
@@ -118,6 +124,21 @@ def test_the_same_planner_bounds_a_training():
     assert bounded_within(asked, given, limit_gb=GENEROUS) == given.bounded
     with pytest.raises(UserError, match=r"memory_limit_gb 6 is not enough: .*groups_a_chunk"):
         bounded_within(asked, given, limit_gb=6.0)
+
+
+def test_a_training_with_a_memory_limit_is_bounded_by_its_largest_image():
+    config = train_config("d", memory_limit_gb=6.0, engine=EngineConfig(precision="bf16"))
+    config = replace(config, model=demand().model.face)
+    config = replace(config, workers=WorkersConfig(num_workers=1), batch=ONE_IMAGE)
+    small, large = (SimpleNamespace(groups=range(n), dtype="uint8") for n in (16, 1600))
+    model = demand().model
+    assert bounded_of(config, model, [small]) is None
+    found = bounded_of(config, model, [small, large])
+    assert found is not None
+    assert 1 <= found.groups_a_chunk < 1600
+    assert bounded_of(replace(config, memory_limit_gb=None), model, [small, large]) is None
+    with pytest.raises(ValueError, match="memory_limit_gb is 0"):
+        replace(config, memory_limit_gb=0.0)
 
 
 @pytest.mark.parametrize(
