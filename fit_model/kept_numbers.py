@@ -120,7 +120,7 @@ def meeting(
     else:
         heads, place = trunk.latent_heads, reach.across
         mixed = images * mixing(block.global_operator, of, e, heads=heads, place=place, dtype=dtype)
-    if reach.latent_mask == "causal":
+    if reach.across.causal == "chunks":
         # the mask of some queries, twice, in bytes
         mixed += 2 * min(QUERIES_AT_ONCE, latents) * of // dtype.itemsize
     layers = [self_layer(rows, e, ratio=trunk.mlp_ratio, mixing=mixed)] * block.num_across

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from fit_model.bounded.config import BoundedConfig, Offload
 from fit_model.vix import VixConfig
 from jobs.errors import UserError
-from jobs.planning import Demand, Expected, Part, Place, Plan, expected
+from jobs.planning import Demand, Expected, Part, Place, Plan, ZeroStage, expected
 
 MOST_WORKERS = 1024
 GB = 1e9
@@ -78,7 +78,7 @@ def splits(demand: Demand, *, num_workers: int) -> list[Plan]:
         and count <= demand.groups_per_image
         and (count == 1 or not isinstance(demand.model.face, VixConfig))
     ]
-    stages = (0,) if num_workers == 1 else (1, 2)
+    stages: tuple[ZeroStage, ...] = (0,) if num_workers == 1 else (1, 2)
     return [
         Plan(num_workers=num_workers, zero_stage=stage, sharing=sharing)
         for stage in stages
@@ -127,7 +127,7 @@ def bounded(plan: Plan, groups: int, offload: Offload) -> Plan:
 
 def most(fits: Callable[[int], bool], *, up_to: int) -> int:
     """The largest number that fits, 0 if none does; what fits, fits with less."""
-    low, high = 0, up_to
+    low, high = 0, up_to if fits(1) else 0
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

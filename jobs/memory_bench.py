@@ -6,7 +6,7 @@ Writes   `output`/memory.png    both against the image's side, on logarithmic ax
          `output`/memory.json   all of it, with the settings and the machine; written last
 Takes    half an hour on 2 CPU cores
 Needs    Linux on the CPU; `output` must not exist yet
-Example  farreach bench memory sides='[800, 1600]' trunk.width=192 trunk.latent_width=192
+Example  farreach bench memory sides='[800, 1600]' variants='[bounded, whole, vix]'
 
 A step is forward, backward and AdamW at batch 1, in a process of its own. The same model runs in
 bounded memory, its tokens on the device or on the disk, and whole, with and without recomputation;

@@ -16,6 +16,7 @@ A bounded run sums its gradients in float32, 4 bytes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from fit_model.bounded.config import BoundedConfig
@@ -26,6 +27,7 @@ from fit_model.vix import VixConfig
 from jobs.engine import DTYPES
 
 Place = Literal["device", "host", "disk"]
+ZeroStage = Literal[0, 1, 2, 3]
 AHEAD = 4
 """Micro-batches whose pixels are in the host's memory: the one at work and those read ahead."""
 PROGRAM_BYTES: dict[str, dict[Place, int]] = {
@@ -61,7 +63,7 @@ class Demand:
             groups *= (self.model.input.group_side_px // self.model.face.patch_px) ** 2
         return groups
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """Of the model."""
         return num_parameters(self.model)
@@ -72,7 +74,7 @@ class Plan:
     """How it is run."""
 
     num_workers: int = 1
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: ZeroStage = 2
     sharing: int = 1
     """Workers that share an image."""
     checkpointing: Literal["none", "layer"] = "none"
@@ -89,7 +91,7 @@ class Plan:
 
     def settings(self, demand: "Demand") -> dict[str, str]:
         """As TrainConfig names them."""
-        found = {}
+        found: dict[str, str] = {}
         if not isinstance(demand.model.face, VixConfig):
             found["model.trunk.checkpointing"] = self.checkpointing
         if self.bounded is not None:

@@ -91,6 +91,7 @@ def test_of_a_group_of_workers_the_one_that_made_the_mistake_is_shown(capsys):
         ("evaluate", ("Reads", "Writes")),
         ("generate", ("Reads", "Writes")),
         ("demo", ("Writes",)),
+        ("plan", ("Prints", "Needs")),
         ("doctor", ("Reads", "Writes")),
         ("submit", ("Reads",)),
         ("models", ("Reads", "Writes")),
@@ -186,7 +187,7 @@ def test_a_mistake_in_what_to_generate_is_one_line(override, says):
 
 
 def test_every_job_with_settings_that_a_cluster_can_run_can_be_submitted():
-    assert set(cli.CONFIG_CLASSES) - {"demo"} <= set(submit.JOBS)
+    assert set(cli.CONFIG_CLASSES) - {"demo", "plan"} <= set(submit.JOBS)
 
 
 @pytest.mark.parametrize("name", cli.DESCRIBED)
