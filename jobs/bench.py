@@ -7,6 +7,7 @@ Example  farreach bench decoding width=128
          farreach bench scaling workers='[1, 2]'
 """
 
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -26,7 +27,16 @@ CONFIG_CLASSES = {
     "decoding": "DecodingBench",
     "operators": "OperatorsBench",
     "digits": "DigitsBench",
+    "memory": "MemoryBench",
+    "scaling": "ScalingBench",
 }
+
+
+def run(name: str, settings: list[str] | None, *, debug: bool) -> None:
+    """Import a bench, read its settings and run it."""
+    with exit_codes(f"bench {name}", debug=debug):
+        module, load = import_module(f"jobs.{name}_bench"), import_module("jobs.settings").load
+        module.main(load(getattr(module, CONFIG_CLASSES[name]), None, settings or []))
 
 
 @app.callback()
@@ -41,11 +51,7 @@ def decoding(settings: Settings = None, debug: Debug = False) -> None:
     Writes nothing but a table; ends with 1 where caches do not give what the plain way gives.
     `farreach settings bench decoding` lists its settings.
     """
-    with exit_codes("bench decoding", debug=debug):
-        from jobs import decoding_bench
-        from jobs.settings import load
-
-        decoding_bench.main(load(decoding_bench.DecodingBench, None, settings or []))
+    run("decoding", settings, debug=debug)
 
 
 @app.command()
@@ -55,11 +61,7 @@ def operators(settings: Settings = None, debug: Debug = False) -> None:
     Writes a table, a picture and JSON into a folder; about 10 minutes on 2 quiet cores.
     `farreach settings bench operators` lists its settings.
     """
-    with exit_codes("bench operators", debug=debug):
-        from jobs import operators_bench
-        from jobs.settings import load
-
-        operators_bench.main(load(operators_bench.OperatorsBench, None, settings or []))
+    run("operators", settings, debug=debug)
 
 
 @app.command()
@@ -69,34 +71,26 @@ def digits(settings: Settings = None, debug: Debug = False) -> None:
     Writes tables, a picture and JSON into a folder; about 45 minutes on 2 quiet cores.
     `farreach settings bench digits` lists its settings.
     """
-    with exit_codes("bench digits", debug=debug):
-        from jobs import digits_bench
-        from jobs.settings import load
-
-        digits_bench.main(load(digits_bench.DigitsBench, None, settings or []))
+    run("digits", settings, debug=debug)
 
 
 @app.command()
 def memory(settings: Settings = None, debug: Debug = False) -> None:
-    """Memory and time of a training step against image size; settings in jobs/memory_bench.py.
+    """Memory and time of a training step against image size.
 
     Writes tables, a picture and JSON into a folder.
+    `farreach settings bench memory` lists its settings.
     """
-    with exit_codes("bench memory", debug=debug):
-        from jobs import memory_bench
-        from jobs.settings import load
-
-        memory_bench.main(load(memory_bench.MemoryBench, None, settings or []))
+    run("memory", settings, debug=debug)
 
 
 @app.command()
 def scaling(settings: Settings = None, debug: Debug = False) -> None:
-    """Time of a training step against workers that share its image; see jobs/scaling_bench.py."""
-    with exit_codes("bench scaling", debug=debug):
-        from jobs import scaling_bench
-        from jobs.settings import load
+    """Time of a training step against workers that share its image.
 
-        scaling_bench.main(load(scaling_bench.ScalingBench, None, settings or []))
+    `farreach settings bench scaling` lists its settings.
+    """
+    run("scaling", settings, debug=debug)
 
 
 if __name__ == "__main__":
