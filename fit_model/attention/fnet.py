@@ -57,7 +57,8 @@ class Fnet(TokenMixer):
         super().__init__()
         place.refuse_causal(operator="fnet")
         self.config = config
-        self.num_tokens = place.num_tokens
+        known = place.num_tokens is not None or place.grid is not None
+        self.num_tokens = place.length(operator="fnet") if known else None
         self.grid: tuple[int, int] | None = None
         if config.transform == "grid":
             self.grid = place.raster(

@@ -57,8 +57,9 @@ COMPILED = (
 """Those that torch.compile takes whole (fullgraph=True), causal forms and masks of tokens included.
 
 Outputs and gradients are those of the plain layer, with the backend inductor within 1e-5 of their
-size. Another length may be compiled anew. The other forms of AFT look at their sums to see which
-of them to compute again: torch.compile runs them in pieces.
+size. Another length may be compiled anew. fnet claims it for places of known length; elsewhere it
+looks where each sequence ends. The other forms of AFT look at their sums to see which of them to
+compute again: torch.compile runs them in pieces.
 """
 
 

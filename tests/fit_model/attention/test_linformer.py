@@ -176,7 +176,7 @@ def test_places_without_length_or_with_order_are_refused(place, said):
 
 
 def test_more_tokens_than_built_for_are_refused():
-    with pytest.raises(ValueError, match="built for 5 tokens, not 6"):
+    with pytest.raises(ValueError, match="linformer has weights for 5 tokens and is given 6"):
         mixer(1, tokens=5)(sequences(6, 6))
 
 
