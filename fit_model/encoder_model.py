@@ -1,9 +1,9 @@
 """The encoder as a model: pixels of groups in, one row of outputs an image out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -11,13 +11,14 @@ from fit_model.course import WHOLE, Course, Runner, Start, Sums
 from fit_model.crew import ALONE, Crew
 from fit_model.encoder import Encoder, EncoderConfig
 from fit_model.groups import GroupBatch
-from fit_model.heads import HEADS, Head, PredictConfig, summed
-from fit_model.model import Model, ModelConfig
+from fit_model.heads import PredictConfig, build_head, summed
+from fit_model.model import ModelConfig
+from fit_model.predictor import Predictor
 from fit_model.shapes import DataTokens, Latents, Outputs, ValidTokens
 from fit_model.tokens import normalized, patches_of, valid_patches
 
 
-class EncoderModel(Model):
+class EncoderModel(Predictor):
     """Encoder and head; what the outputs mean is up to `head`.
 
     Pixels are normalised in float32, whatever the model runs in; missing ones become their band's
@@ -32,35 +33,12 @@ class EncoderModel(Model):
         self.face = face
         self.encoder = Encoder(face, num_tokens=config.num_tokens, inputs=config.patch_channels)
         width = face.trunk.latent_width if head.pool == "latents" else face.trunk.width
-        make_head: Callable[..., Head] = HEADS[head.kind]
-        self.head = make_head(head, width=width)
+        self.head = build_head(head, width=width)
 
     def forward(self, batch: GroupBatch, *, runner: Runner = WHOLE) -> Outputs:
         """Logits or standardised numbers of every image, in float32 at least."""
         self.require_format(batch)
         return runner.outputs(EncoderCourse(self, batch, crew=runner.crew))
-
-    def losses(
-        self,
-        batch: GroupBatch,
-        targets: Tensor | None,
-        *,
-        seeds: Int64[Tensor, " b"],
-        runner: Runner = WHOLE,
-    ) -> Float[Tensor, " b"]:
-        """Cross-entropy in nats, or squared error in deviations."""
-        return self.head.losses(self(batch, runner=runner), cast(Tensor, targets))
-
-    def measures(
-        self,
-        batch: GroupBatch,
-        targets: Tensor | None,
-        *,
-        seeds: Int64[Tensor, " b"],
-        runner: Runner = WHOLE,
-    ) -> Outputs:
-        """The outputs themselves."""
-        return self(batch, runner=runner)
 
 
 class EncoderCourse(Course):

@@ -6,6 +6,7 @@ Source: ours; the official encoder has no head of its own. The mean is kept in f
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -140,7 +141,12 @@ class RegressHead(Head):
         return outputs * outputs.new_tensor(self.target_std) + outputs.new_tensor(self.target_mean)
 
 
-HEADS = {"classify": ClassifyHead, "regress": RegressHead}
+HEADS: dict[str, Callable[..., Head]] = {"classify": ClassifyHead, "regress": RegressHead}
+
+
+def build_head(config: PredictConfig, *, width: int) -> Head:
+    """The head that `config` says, on means of `width` channels."""
+    return HEADS[config.kind](config, width=width)
 
 
 def summed(stream: DataTokens | Latents, valid: ValidTokens | None) -> Sums:

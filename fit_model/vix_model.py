@@ -1,24 +1,24 @@
 """ViX as a model: pixels of groups in, one row of outputs an image out."""
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fit_model.canvas import Canvas
 from fit_model.course import WHOLE, Runner, Whole
 from fit_model.crew import ALONE
 from fit_model.groups import GroupBatch
-from fit_model.heads import HEADS, Head, PredictConfig
-from fit_model.model import Model, ModelConfig
+from fit_model.heads import PredictConfig, build_head
+from fit_model.model import ModelConfig
+from fit_model.predictor import Predictor
 from fit_model.shapes import Outputs
 from fit_model.tokens import normalized, valid_patches
 from fit_model.vix import Vix, VixConfig
 
 
-class VixModel(Model):
+class VixModel(Predictor):
     """ViX and a head on whole pictures, each put together from its groups.
 
     Pixels are normalised in float32, whatever the model runs in; missing ones become their band's
@@ -34,8 +34,7 @@ class VixModel(Model):
         self.canvas = Canvas(rows=face.grid_rows, columns=face.grid_columns)
         pixels = config.input
         self.vix = Vix(face, group_side_px=pixels.group_side_px, bands=pixels.bands)
-        make_head: Callable[..., Head] = HEADS[head.kind]
-        self.head = make_head(head, width=face.width)
+        self.head = build_head(head, width=face.width)
 
     def forward(self, batch: GroupBatch, *, runner: Runner = WHOLE) -> Outputs:
         """Logits or standardised numbers of every image, in float32 at least."""
@@ -81,25 +80,3 @@ class VixModel(Model):
         if valid is not None:
             shown = valid.to(torch.float32).view(shape)
         return self.whole(shown, batch).flatten(1) > 0
-
-    def losses(
-        self,
-        batch: GroupBatch,
-        targets: Tensor | None,
-        *,
-        seeds: Int64[Tensor, " b"],
-        runner: Runner = WHOLE,
-    ) -> Float[Tensor, " b"]:
-        """Cross-entropy in nats, or squared error in deviations."""
-        return self.head.losses(self(batch, runner=runner), cast(Tensor, targets))
-
-    def measures(
-        self,
-        batch: GroupBatch,
-        targets: Tensor | None,
-        *,
-        seeds: Int64[Tensor, " b"],
-        runner: Runner = WHOLE,
-    ) -> Outputs:
-        """The outputs themselves."""
-        return self(batch, runner=runner)
