@@ -7,12 +7,10 @@ their buffers are there already, and freed blocks go back to the system at once,
 that of tensors in use. Times are measured with the usual allocator.
 """
 
-import ctypes
 import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
@@ -22,12 +20,15 @@ from rich.progress import track
 from jobs.digit_canvases import training_canvases
 from jobs.digits_children import children
 from jobs.digits_training import Setup, Trainer
+from jobs.process_memory import (
+    restart_peak,
+    return_all_freed,
+    return_freed_blocks,
+    status_bytes,
+)
 
 TIMED_STEPS = 12
 MEMORY_STEPS = 3
-RETURNED_BYTES = 1 << 16
-M_MMAP_THRESHOLD = -3
-"""Of glibc's malloc.h."""
 Measured = TypeVar("Measured")
 Models = Sequence[tuple[str, str]]
 
@@ -81,12 +82,11 @@ def seconds_of_steps(body: str, operator: str, setup: Setup) -> list[float]:
 def peak_bytes(body: str, operator: str, setup: Setup) -> int:
     """Resident memory that training steps need: weights, optimizer, and what a step keeps."""
     torch.set_num_threads(1)
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
+    return_freed_blocks()
     _steps(body, operator, setup, count=1, batch=1)
     gc.collect()
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS
+    return_all_freed()
+    restart_peak()
     before = status_bytes("VmRSS")
     _steps(body, operator, setup, count=MEMORY_STEPS, batch=setup.recipe.batch)
     return status_bytes("VmHWM") - before
@@ -97,9 +97,3 @@ def _steps(body: str, operator: str, setup: Setup, *, count: int, batch: int) ->
     trainer = Trainer(setup.model(body, operator), setup.recipe, learning_rate=1e-3)
     for number in range(count):
         trainer.step(canvases, number=number)
-
-
-def status_bytes(name: str) -> int:
-    """A line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -27,7 +27,8 @@ from fit_model.objective import Objective
 from jobs.engine import DTYPES
 from jobs.operator_costs import LeftOut, is_out_of_memory
 from jobs.plain_training import MasterWeights
-from jobs.trial import MEMORY, status_bytes
+from jobs.process_memory import status_bytes
+from jobs.trial import MEMORY
 
 LOOK_EVERY_S = 0.02
 PRODUCT_ROWS = 4096

@@ -11,14 +11,12 @@ before), on a GPU what was allocated. Three things keep short sequences from dro
 -   what is left, the kernel's own count of pages, is off by less than 0.3 MB.
 """
 
-import ctypes
 import gc
 import math
 import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,13 +24,16 @@ from torch import Tensor, nn
 
 from fit_model.attention.mixers import build_mixer
 from fit_model.attention.place import Place
+from jobs.process_memory import (
+    restart_peak,
+    return_all_freed,
+    return_freed_blocks,
+    status_bytes,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LEAST_S = 0.2
 """Passes are repeated until they took this long together, and the fastest counts."""
-RETURNED_BYTES = 1 << 16
-M_MMAP_THRESHOLD = -3
-"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,27 +156,20 @@ class ResidentMemory:
 
     def __init__(self, task: Task) -> None:
         self.limit_bytes = int(task.limit_gb * 1e9)
-        self.libc = ctypes.CDLL(None)
         if task.allocator == "returning":
-            self.libc.mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
+            return_freed_blocks()
 
     def start(self) -> None:
         """Count from here."""
-        self.libc.malloc_trim(0)
+        return_all_freed()
         limit = status_bytes("VmData") + self.limit_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS
+        restart_peak()
         self.before = status_bytes("VmRSS")
 
     def peak_bytes(self) -> int:
         """The most since the start, above what was there then."""
         return status_bytes("VmHWM") - self.before
-
-
-def status_bytes(name: str) -> int:
-    """A line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 class AllocatedMemory:

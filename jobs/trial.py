@@ -7,7 +7,6 @@ resident memory, on a GPU what PyTorch has allocated and the context's share.
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from fit_model.parallel.shares import share_of
 from jobs.engine import EngineConfig, OptimizerConfig, build_engine
 from jobs.errors import UserError
 from jobs.planning import PROGRAM_BYTES, Demand, Plan, images_at_once, with_checkpointing
+from jobs.process_memory import restart_peak, status_bytes
 from jobs.small_world import in_small_world
 
 STEPS = 3
@@ -123,7 +123,7 @@ class Resident:
 
     def restart(self) -> None:
         """Count the peak from here."""
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS
+        restart_peak()
 
     def now(self) -> int:
         """Bytes."""
@@ -151,9 +151,3 @@ class Allocated:
 
 
 MEMORY: dict[str, Resident | Allocated] = {"cpu": Resident(), "cuda": Allocated()}
-
-
-def status_bytes(name: str) -> int:
-    """A line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
