@@ -20,7 +20,6 @@ from functools import partial
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from fit_model import checks
@@ -33,15 +32,16 @@ from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
 from fit_model.trunk_config import TrunkConfig
 from fit_model.vix import VixConfig
+from jobs.bench_results import publish
 from jobs.engine import DTYPES
 from jobs.errors import UserError
 from jobs.fresh_process import in_fresh_process
 from jobs.memory_picture import picture
-from jobs.memory_report import JSON, PICTURE, TABLES, Point, Report, as_json, show, write_tables
+from jobs.memory_report import Point, Report, as_json, show
 from jobs.memory_steps import ProductTask, StepCost, StepTask, measure, product_flops_per_s
 from jobs.operator_costs import LeftOut
 from jobs.settings import to_dict
-from jobs.whole_folder import drafted, require_new
+from jobs.whole_folder import require_new
 from pipeline.storage import Location
 
 START_S = 120.0
@@ -206,13 +206,13 @@ def main(config: MemoryBench) -> None:
         setting=config.in_words(),
         product_flops_per_s=0.0 if isinstance(reached, LeftOut) else reached,
     )
-    console = Console(highlight=False)
-    show(report, console)
-    with drafted(place, last=JSON) as draft:
-        picture(report).savefig(draft / PICTURE, dpi=120)
-        write_tables(report, draft / TABLES)
-        (draft / JSON).write_text(as_json(report, settings=to_dict(config)), encoding="utf-8")
-    console.print(f"wrote {place}: {PICTURE} to look at, {TABLES}, {JSON}")
+    publish(
+        place,
+        "memory",
+        show=partial(show, report),
+        picture=picture(report),
+        values=as_json(report, settings=to_dict(config)),
+    )
 
 
 def measured_apart(task: StepTask, *, limit_s: float) -> StepCost | LeftOut:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +12,6 @@ from jobs.memory_steps import StepCost
 from jobs.operator_growth import slope
 from jobs.operators_report import machine, rounded
 
-JSON, TABLES, PICTURE = "memory.json", "memory.txt", "memory.png"
 PAPER_SIDE_PX, PAPER_GB = 6400, 16.0
 """Chen & Li 2023, arXiv:2305.12689: 160,000 tokens trained within the memory of one device."""
 LEAST_TOKENS = 10_000
@@ -145,9 +143,3 @@ def as_json(report: Report, *, settings: dict[str, Any]) -> str:
         "points": points,
     }
     return json.dumps(whole, indent=1)
-
-
-def write_tables(report: Report, path: Path) -> None:
-    """The tables as they are printed, without colours."""
-    with path.open("w", encoding="utf-8") as file:
-        show(report, Console(file=file, width=160, highlight=False))

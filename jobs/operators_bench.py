@@ -17,6 +17,7 @@ over the rounds. `jobs.operator_costs` says what is counted, `jobs.operator_grow
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,24 +26,20 @@ from rich.progress import track
 from fit_model import checks
 from fit_model.attention.mixers import MIXERS, read_operator
 from fit_model.attention.operators import OPERATORS
-from jobs.consoles import wide_console
+from jobs.bench_results import publish
 from jobs.errors import UserError
 from jobs.operator_children import Nursery
 from jobs.operator_costs import Cost, LayerSpec, LeftOut, Task
 from jobs.operator_growth import law_of, predicted
 from jobs.operators_picture import picture
 from jobs.operators_report import (
-    JSON,
-    PICTURE,
-    TABLES,
     Point,
     Report,
     as_json,
     show,
-    write_tables,
 )
 from jobs.settings import to_dict
-from jobs.whole_folder import drafted, require_new
+from jobs.whole_folder import require_new
 from pipeline.storage import Location
 
 Measure = Callable[[Task], Cost | LeftOut]
@@ -136,13 +133,13 @@ def main(config: OperatorsBench) -> None:
         raise UserError("device is 'cuda', but PyTorch sees no GPU here: set device=cpu")
     with Nursery() as nursery:
         report = measured(config, nursery)
-    console = wide_console()
-    show(report, console)
-    with drafted(place, last=JSON) as draft:
-        picture(report).savefig(draft / PICTURE, dpi=120)
-        write_tables(report, draft / TABLES)
-        (draft / JSON).write_text(as_json(report, settings=to_dict(config)), encoding="utf-8")
-    console.print(f"wrote {place}: {PICTURE} to look at, {TABLES}, {JSON}")
+    publish(
+        place,
+        "operators",
+        show=partial(show, report),
+        picture=picture(report),
+        values=as_json(report, settings=to_dict(config)),
+    )
 
 
 def measured(config: OperatorsBench, measure: Measure) -> Report:

@@ -5,7 +5,6 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,8 +14,6 @@ from rich.table import Table
 
 from jobs.operator_costs import Cost
 from jobs.operator_growth import Growth, Law, law_of, slope
-
-JSON, TABLES, PICTURE = "operators.json", "operators.txt", "operators.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +175,3 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def write_tables(report: Report, path: Path) -> None:
-    """The tables as they are printed, without colours."""
-    with path.open("w", encoding="utf-8") as file:
-        show(report, Console(file=file, width=160, highlight=False))

@@ -15,9 +15,9 @@ timed once more alone; what is left is outside them, and ideally takes 1 / worke
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
-from rich.console import Console
 from rich.progress import track
 
 from fit_model import checks
@@ -27,11 +27,12 @@ from fit_model.heads import ClassifyConfig
 from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
 from fit_model.trunk_config import TrunkConfig
-from jobs.scaling_report import JSON, PICTURE, TABLES, Report, as_json, picture, show, write_tables
+from jobs.bench_results import publish
+from jobs.scaling_report import Report, as_json, picture, show
 from jobs.scaling_steps import ScalingTask, Spent, spent
 from jobs.settings import to_dict
 from jobs.small_world import in_small_world
-from jobs.whole_folder import drafted, require_new
+from jobs.whole_folder import require_new
 from pipeline.storage import Location
 
 
@@ -117,13 +118,13 @@ def main(config: ScalingBench) -> None:
     place = Location.of(config.output)
     require_new(place, name="output")
     report = measured(config, among)
-    console = Console(highlight=False)
-    show(report, console)
-    with drafted(place, last=JSON) as draft:
-        picture(report).savefig(draft / PICTURE, dpi=120)
-        write_tables(report, draft / TABLES)
-        (draft / JSON).write_text(as_json(report, settings=to_dict(config)), encoding="utf-8")
-    console.print(f"wrote {place}: {PICTURE} to look at, {TABLES}, {JSON}")
+    publish(
+        place,
+        "scaling",
+        show=partial(show, report),
+        picture=picture(report),
+        values=as_json(report, settings=to_dict(config)),
+    )
 
 
 def among(task: ScalingTask, num_workers: int) -> Spent:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -12,8 +11,6 @@ from rich.table import Table
 
 from jobs.operators_report import machine, rounded
 from jobs.scaling_steps import Spent
-
-JSON, TABLES, PICTURE = "scaling.json", "scaling.txt", "scaling.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +69,6 @@ def as_json(report: Report, *, settings: dict[str, Any]) -> str:
         for workers, spent in report.spent.items()
     ]
     return json.dumps({"settings": settings, "machine": machine(), "points": points}, indent=1)
-
-
-def write_tables(report: Report, path: Path) -> None:
-    """The table as it is printed, without colours."""
-    with path.open("w", encoding="utf-8") as file:
-        show(report, Console(file=file, width=160, highlight=False))
 
 
 def picture(report: Report) -> Figure:
