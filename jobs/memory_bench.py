@@ -38,7 +38,7 @@ from jobs.errors import UserError
 from jobs.fresh_process import in_fresh_process
 from jobs.memory_picture import picture
 from jobs.memory_report import Point, Report, as_json, show
-from jobs.memory_steps import ProductTask, StepCost, StepTask, measure, product_flops_per_s
+from jobs.memory_steps import StepCost, StepTask, measure
 from jobs.operator_costs import LeftOut
 from jobs.settings import to_dict
 from jobs.whole_folder import require_new
@@ -193,19 +193,8 @@ def main(config: MemoryBench) -> None:
     require_new(place, name="output")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is 'cuda', but PyTorch sees no GPU here: set device=cpu")
-    product = ProductTask(
-        width=config.trunk.width,
-        precision=config.precision,
-        device=config.device,
-        threads=config.threads,
-    )
-    reached = in_fresh_process(product_flops_per_s, product, patience_s=START_S)
     points = measured(config, lambda task: measured_apart(task, limit_s=config.limit_s))
-    report = Report(
-        points=points,
-        setting=config.in_words(),
-        product_flops_per_s=0.0 if isinstance(reached, LeftOut) else reached,
-    )
+    report = Report(points=points, setting=config.in_words())
     publish(
         place,
         "memory",

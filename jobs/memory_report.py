@@ -64,8 +64,6 @@ class Report:
 
     points: list[Point]
     setting: str
-    product_flops_per_s: float
-    """What a bare matrix product of the model's widths reaches here."""
 
     @property
     def variants(self) -> list[str]:
@@ -88,10 +86,11 @@ class Report:
         return slope([each.tokens for each in points], times)
 
     def share(self, point: Point) -> float | None:
-        """Of the bare product's speed that a step reached, with what it computed again."""
-        if point.cost is None or self.product_flops_per_s <= 0.0:
+        """Of the speed of bare products in between, with what was computed again."""
+        cost = point.cost
+        if cost is None or cost.product_flops_per_s <= 0.0:
             return None
-        return 2 * point.macs_with_again / point.cost.seconds / self.product_flops_per_s
+        return 2 * point.macs_with_again / cost.seconds / cost.product_flops_per_s
 
 
 def table(report: Report, quantity: Quantity) -> Table:
@@ -114,7 +113,6 @@ def show(report: Report, console: Console) -> None:
     console.print(f"one training step: {report.setting}")
     for quantity in QUANTITIES:
         console.print(table(report, quantity))
-    console.print(f"a bare matrix product reaches {report.product_flops_per_s / 1e9:,.0f} GFLOP/s")
     for variant in report.variants:
         console.print(f"{variant}: {summary(report, variant)}")
     console.print(f"the paper trains {PAPER_SIDE_PX} px within {PAPER_GB:g} GB")
@@ -126,7 +124,11 @@ def summary(report: Report, variant: str) -> str:
     if not points:
         return "not measured"
     share, power = report.share(points[-1]), report.power(variant)
-    reached = "" if share is None else f"{share:.0%} of that at {points[-1].side_px:,} px"
+    cost = points[-1].cost
+    reached = ""
+    if share is not None and cost is not None:
+        bare = f"the {cost.product_flops_per_s / 1e9:,.0f} GFLOP/s of bare matrix products"
+        reached = f"{share:.0%} of {bare} in between at {points[-1].side_px:,} px"
     grown = "" if power is None else f"; time grows as tokens^{power:.2f}"
     return reached + grown
 
@@ -137,7 +139,6 @@ def as_json(report: Report, *, settings: dict[str, Any]) -> str:
     whole = {
         "settings": settings,
         "machine": machine(),
-        "product_flops_per_s": report.product_flops_per_s,
         "powers": {variant: report.power(variant) for variant in report.variants},
         "paper": {"side_px": PAPER_SIDE_PX, "gb": PAPER_GB},
         "points": points,

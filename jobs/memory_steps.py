@@ -2,7 +2,8 @@
 
 On the CPU two peaks are measured: of resident memory (VmHWM), and of anonymous memory (RssAnon,
 looked at every 20 ms), in which pixels that lie in a file do not count. On a GPU it is what PyTorch
-allocated. Moments exist before the step that is measured.
+allocated. Moments exist before the step that is measured; bare products run in between, see
+`products`.
 """
 
 import os
@@ -10,14 +11,13 @@ import resource
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fit_model.bounded.config import BoundedConfig
 from fit_model.groups import GroupBatch
@@ -27,13 +27,11 @@ from fit_model.objective import Objective
 from jobs.engine import DTYPES
 from jobs.operator_costs import LeftOut, is_out_of_memory
 from jobs.plain_training import MasterWeights
-from jobs.process_memory import status_bytes
+from jobs.process_memory import keep_freed_blocks, status_bytes
+from jobs.products import Products
 from jobs.trial import MEMORY
 
 LOOK_EVERY_S = 0.02
-PRODUCT_ROWS = 4096
-PRODUCT_S = 1.0
-"""For so long a bare product is repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +58,14 @@ class StepCost:
     """The same without what lies in files."""
     beyond_bytes: int
     """Of these, what is neither program nor weights, masters, moments and gradients."""
+    product_flops_per_s: float
+    """What bare matrix products reached in between; they are not counted in `seconds`."""
 
 
 def measure(task: StepTask) -> StepCost | LeftOut:
     """The cost of a step; more memory than the limit is refused to the process."""
     torch.set_num_threads(task.threads)
+    keep_freed_blocks()
     if task.device == "cpu":
         limit = status_bytes("VmData") + int(1e9 * task.limit_gb)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
@@ -87,23 +88,21 @@ def one_step(task: StepTask) -> StepCost:
     batch = noise(task.model, groups_a_side=task.groups_a_side)
     batch = batch.to(device) if task.bounded is None else batch
     targets = torch.zeros(1, dtype=torch.int64, device=device)
-    memory = MEMORY[task.device]
+    memory, products = MEMORY[task.device], Products(model)
     memory.restart()
-    with WATCHES[task.device]() as watch:
+    with WATCHES[task.device]() as watch, products.between():
         started_s = time.perf_counter()
         objective(batch, targets, torch.zeros(1, dtype=torch.int64)).sum().backward()
         weights.step()
-        WAITS[task.device]()
+        products.wait()
         seconds = time.perf_counter() - started_s
     return StepCost(
-        seconds=seconds,
+        seconds=seconds - products.spent_s,
+        product_flops_per_s=products.flops_per_s,
         peak_bytes=memory.peak(),
         anonymous_bytes=watch.peak_bytes,
         beyond_bytes=watch.peak_bytes - before - weights.num_bytes,
     )
-
-
-WAITS: dict[str, Callable[[], None]] = {"cpu": lambda: None, "cuda": torch.cuda.synchronize}
 
 
 class AnonymousMemory:
@@ -175,29 +174,3 @@ def mapped_noise(shape: tuple[int, int, int, int]) -> Tensor:
         file.flush()
         os.fsync(file.fileno())
         return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProductTask:
-    """A bare matrix product, rows by width by four times the width."""
-
-    width: int
-    precision: Literal["fp32", "bf16"]
-    device: Literal["cpu", "cuda"]
-    threads: int
-
-
-def product_flops_per_s(task: ProductTask) -> float:
-    """Floating point operations a second, the fastest of many."""
-    torch.set_num_threads(task.threads)
-    dtype, device = DTYPES[task.precision], task.device
-    rows = torch.randn(PRODUCT_ROWS, task.width).to(device, dtype)
-    layer = nn.Linear(task.width, 4 * task.width, bias=False).to(device, dtype)
-    fastest, began_s = float("inf"), time.perf_counter()
-    with torch.no_grad():
-        while time.perf_counter() - began_s < PRODUCT_S:
-            started_s = time.perf_counter()
-            layer(rows)
-            WAITS[device]()
-            fastest = min(fastest, time.perf_counter() - started_s)
-    return 2 * PRODUCT_ROWS * task.width * 4 * task.width / fastest

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 
+from jobs.process_memory import keep_freed_blocks
+
 Task = TypeVar("Task")
 Found = TypeVar("Found")
 BACKENDS = {"cpu": "gloo", "gpu": "nccl"}
@@ -68,6 +70,7 @@ def work(
     """One worker's life; the first says what it found, and any what went wrong."""
     num_workers, port, threads, device = world
     torch.set_num_threads(threads)
+    keep_freed_blocks()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers)}
     try:

@@ -32,6 +32,7 @@ from jobs.engine import (
 )
 from jobs.meter import Meter
 from jobs.monitor import StepRecord
+from jobs.process_memory import keep_freed_blocks
 from jobs.sharing import Seat
 from jobs.targets import read_labelled
 from pipeline.dataset import open_dataset
@@ -78,6 +79,7 @@ def run(loop: dict[str, Assignment]) -> None:
     """Ray Train's entry: train from the newest checkpoint, or from the start, to the last step."""
     task = loop["assignment"]
     torch.set_num_threads(task.threads)
+    keep_freed_blocks()
     Loop(task).run()
 
 

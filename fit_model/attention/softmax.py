@@ -1,10 +1,15 @@
-"""Softmax attention by PyTorch's fused kernels."""
+"""Softmax attention by PyTorch's fused kernels, or by plain products where those are faster."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from fit_model.attention.softmax_products import SoftmaxProducts
 from fit_model.attention.softmax_reference import seen_by
+
+BY_PRODUCTS = {("cpu", torch.bfloat16)}
+"""Devices and precisions whose fused kernel is slower than plain products."""
 
 
 def softmax(
@@ -14,16 +19,29 @@ def softmax(
     *,
     may_attend: Bool[Tensor, "#b #h #q k"] | None = None,
 ) -> Float[Tensor, "b h q e"]:
-    """softmax_reference by PyTorch's fused kernels: same numbers, no score matrix."""
+    """softmax_reference without its matrix of all scores: same numbers."""
     if may_attend is None:
-        return functional.scaled_dot_product_attention(query, key, value)
+        return fused(query, key, value)
     # Kernels differ in what a row without keys gives, NaN included: such a row attends to
     # everything here, and its result is then replaced, which also stops its gradient.
     sees_something = may_attend.any(-1, keepdim=True)
-    mixed = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=may_attend | ~sees_something
-    )
+    mixed = fused(query, key, value, may_attend | ~sees_something)
     return mixed.where(sees_something, 0.0)
+
+
+def fused(
+    query: Float[Tensor, "b h q d"],
+    key: Float[Tensor, "b h k d"],
+    value: Float[Tensor, "b h k e"],
+    seen: Bool[Tensor, "#b #h #q k"] | None = None,
+) -> Float[Tensor, "b h q e"]:
+    """Attention in which every query sees something."""
+    alike = query.dtype == key.dtype == value.dtype
+    keys_alone = seen is None or seen.shape[1:3] == (1, 1)
+    known = alike and keys_alone and not torch.compiler.is_compiling()
+    if known and (query.device.type, query.dtype) in BY_PRODUCTS:
+        return SoftmaxProducts.apply(query, key, value, None if seen is None else ~seen)
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
 
 
 def causal_softmax(

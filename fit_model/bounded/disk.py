@@ -50,7 +50,10 @@ class OnDisk(Store):
     def soon(self, slot: int) -> None:
         """Read while the device computes on."""
         if slot not in self._reads:
-            self._reads[slot] = self._thread.submit(self._read, slot)
+            # from the caller's heap: each thread's heap keeps what it once held
+            room = torch.empty if self._copies is None else pinned
+            tokens = room(self._shapes[slot], dtype=self._dtype)
+            self._reads[slot] = self._thread.submit(self._read, slot, tokens)
 
     def get(self, slot: int) -> DataTokens:
         """On the device again."""
@@ -81,9 +84,7 @@ class OnDisk(Store):
             written = os.pwrite(self._file, left, place)
             left, place = left[written:], place + written
 
-    def _read(self, slot: int) -> DataTokens:
-        room = torch.empty if self._copies is None else pinned
-        tokens = room(self._shapes[slot], dtype=self._dtype)
+    def _read(self, slot: int, tokens: DataTokens) -> DataTokens:
         left, place = bytes_of(tokens), slot * self._slot_bytes
         while left:
             read = os.preadv(self._file, [left], place)

@@ -29,12 +29,18 @@ class Machine:
     def __call__(self, task):
         self.asked.append((task.groups_a_side, task.bounded is not None))
         seconds = float(task.groups_a_side**2)
-        return StepCost(seconds=seconds, peak_bytes=9, anonymous_bytes=8, beyond_bytes=7)
+        return StepCost(
+            seconds=seconds,
+            peak_bytes=9,
+            anonymous_bytes=8,
+            beyond_bytes=7,
+            product_flops_per_s=1e12,
+        )
 
 
 def test_growth_is_fitted_and_shares_count_what_is_computed_again():
     config = MemoryBench(sides=(1600, 3200, 6400), variants=("bounded", "whole"), limit_gb=1000.0)
-    report = Report(points=measured(config, Machine()), setting="", product_flops_per_s=1e12)
+    report = Report(points=measured(config, Machine()), setting="")
     assert report.power("bounded") == pytest.approx(1.0)
     bounded, whole = report.of("bounded")[0], report.of("whole")[0]
     assert bounded.tokens == whole.tokens == 10_000
@@ -87,6 +93,7 @@ def test_every_step_is_measured_for_real_and_the_files_appear_whole(tmp_path):
         assert point["left_out"] is None
         assert point["cost"]["seconds"] > 0.0
         assert point["cost"]["peak_bytes"] >= point["cost"]["anonymous_bytes"] > 0
+        assert point["cost"]["product_flops_per_s"] > 0.0
         assert point["share_of_product"] > 0.0
     again = CliRunner().invoke(app, ["bench", "memory", *settings])
     assert again.exit_code == 2
