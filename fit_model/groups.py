@@ -6,12 +6,14 @@ here is padded to the largest image.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64
 from torch import Tensor
 
 from fit_model.shapes import PerGroup, PerImage
+from fit_model.stored_pixels import Pixels, StoredPixels, joined
 
 PER_IMAGE = ("grid_rows", "grid_columns", "nodata")
 """What a batch says of images; all else it says of groups."""
@@ -76,8 +78,9 @@ class GroupBatch:
     CPU, where batches are made; on an accelerator that would stall it.
     """
 
-    pixels: Shaped[Tensor, "g side side bands"]
-    """In the source's dtype; what lies outside the valid extent is arbitrary."""
+    pixels: Pixels | StoredPixels
+    """In the source's dtype; what lies outside the valid extent is arbitrary. Stored pixels stay
+    where they are until `to` moves them; only a tensor's values can be computed with."""
     image: PerGroup
     row: PerGroup
     column: PerGroup
@@ -141,7 +144,7 @@ class GroupBatch:
 
     def to(self, device: torch.device | str) -> "GroupBatch":
         """The same batch on another device; asynchronous from pinned memory."""
-        if self.pixels.device == torch.device(device):
+        if isinstance(self.pixels, Tensor) and self.pixels.device == torch.device(device):
             return self
         return GroupBatch(
             **{
@@ -152,7 +155,7 @@ class GroupBatch:
 
 
 def collate(batches: Sequence[GroupBatch]) -> GroupBatch:
-    """One batch of all images of `batches`, in order. Pixels are copied once."""
+    """One batch of all images of `batches`, in order; pixels of tensors are copied once."""
     if not batches:
         raise ValueError("there is nothing to collate: give at least one image")
     formats = {(str(batch.pixels.dtype), tuple(batch.pixels.shape[1:])) for batch in batches}
@@ -161,12 +164,13 @@ def collate(batches: Sequence[GroupBatch]) -> GroupBatch:
             f"images of different formats cannot share a batch: {sorted(formats)}; "
             "train on one format (dtype, group side, bands) at a time"
         )
-    joined = {
+    parts: dict[str, Any] = {
         field.name: torch.cat([getattr(batch, field.name) for batch in batches])
         for field in fields(GroupBatch)
+        if field.name != "pixels"
     }
     counts = torch.tensor([batch.num_images for batch in batches])
-    offsets = (counts.cumsum(0) - counts).to(joined["image"].device)
+    offsets = (counts.cumsum(0) - counts).to(parts["image"].device)
     sizes = torch.tensor([len(batch.image) for batch in batches], device=offsets.device)
-    joined["image"] = joined["image"] + offsets.repeat_interleave(sizes)
-    return GroupBatch(**joined)
+    parts["image"] = parts["image"] + offsets.repeat_interleave(sizes)
+    return GroupBatch(pixels=joined([batch.pixels for batch in batches]), **parts)

@@ -22,6 +22,9 @@ PIXEL_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
 }
 
+GROUPS_AT_ONCE = 64
+"""Whose pixels are looked at together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
@@ -75,7 +78,7 @@ def shares(
     """
     if batch.pixels.device.type == "cpu":
         require_drawable(batch, config=config)
-    return shares_of(batch.pixels.to(device), config=config, exact=exact)
+    return shares_of(batch.pixels.to(device or batch.pixels.device), config=config, exact=exact)
 
 
 def shares_of(
@@ -90,7 +93,8 @@ def shares_of(
 def require_drawable(batch: GroupBatch, *, config: GenerateConfig) -> None:
     """Refuse what a model of this configuration would learn wrongly, or could not make."""
     require_kind(batch, config=config)
-    require_range(batch.pixels, config=config)
+    for some in batch.pixels.split(GROUPS_AT_ONCE):
+        require_range(some, config=config)
 
 
 def require_kind(batch: GroupBatch, *, config: GenerateConfig) -> None:

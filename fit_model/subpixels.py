@@ -113,8 +113,10 @@ class Sequences:
     def _read(self, patches: slice | PerImage) -> Levels:
         stored, across = self.stored[patches], self.across
         group, row, column = stored // across**2, stored // across % across, stored % across
-        split = self.pixels.unflatten(1, (across, -1)).unflatten(3, (across, -1))
-        pixels = split[group, row, :, column]
+        groups, place = group.unique(return_inverse=True)
+        squares = self.pixels[groups].to(self.pixels.device)
+        split = squares.unflatten(1, (across, -1)).unflatten(3, (across, -1))
+        pixels = split[place, row, :, column]
         if pixels.device.type == "cpu":
             require_range(pixels, config=self.config)
         values = shares_of(pixels.to(self.places.image.device), config=self.config)

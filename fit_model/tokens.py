@@ -70,7 +70,8 @@ def normalized(batch: GroupBatch, *, config: InputConfig) -> Float[Tensor, "g si
     Missing are NaN, infinity and the image's nodata value, which is compared in the source's own
     precision. Computed in float32, whatever the model runs in: bf16 has no room for 16-bit pixels.
     """
-    source, device = batch.pixels, batch.pixels.device
+    device = batch.pixels.device
+    source = batch.pixels.to(device)
     exact = torch.float32 if source.dtype in EXACT_IN_FLOAT32 else torch.float64
     raw = source.to(exact)
     mean = torch.tensor(config.band_mean, dtype=exact, device=device)

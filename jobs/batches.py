@@ -12,10 +12,24 @@ from torch import Tensor
 
 from fit_model.groups import GroupBatch, collate
 from fit_model.pixels import GenerateConfig, require_drawable
+from fit_model.stored_pixels import StoredPixels
 from jobs.sharing import ALONE, Seat
 from jobs.targets import HeadConfig, Labelled
 from pipeline.dataset import Dataset, ImageGroups, ImageRecord
 from pipeline.order import global_batch, worker_share
+
+AHEAD_BYTES = 1 << 28
+"""Pixels of micro-batches that are read before their step; a single one may be larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one worker reads in one micro-step."""
+
+    step: int
+    images: list[int]
+    weight: float
+    """Of each of these images in the global batch's mean; 0 marks padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,18 +111,25 @@ class Feed:
         self.seat = seat
 
     def stream(self, first_step: int, last_step: int, *, ahead: int = 3) -> Iterator[Batch]:
-        """Micro-batches of steps first_step to last_step - 1; `ahead` of them are being read."""
-        places = product(range(first_step, last_step), range(self.config.accumulation))
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
-            waiting: deque[Future[Batch]] = deque()
-            for step, part in places:
-                waiting.append(reader.submit(self.micro_batch, step, part))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        """Micro-batches of steps first_step to last_step - 1.
 
-    def micro_batch(self, step: int, part: int) -> Batch:
+        Up to `ahead` of them are being read meanwhile, as long as these hold AHEAD_BYTES at most.
+        """
+        steps = range(first_step, last_step)
+        places = deque(product(steps, range(self.config.accumulation)))
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
+            waiting: deque[tuple[Future[Batch], int]] = deque()
+            while places or waiting:
+                while places and len(waiting) <= ahead:
+                    share = self.share(*places[0])
+                    size = self.num_bytes(share)
+                    if waiting and size + sum(each for _, each in waiting) > AHEAD_BYTES:
+                        break
+                    waiting.append((reader.submit(self.read, share), size))
+                    places.popleft()
+                yield waiting.popleft()[0].result()
+
+    def share(self, step: int, part: int) -> Share:
         """Part `part` of this worker's share of the global batch of `step`.
 
         Weights make the sum over all parts and group sets the mean over the global batch. A worker
@@ -124,15 +145,31 @@ class Feed:
         )
         share = worker_share(indices, rank=self.seat.set, num_workers=self.seat.num_sets)
         mine = [int(index) for index in share[part :: self.config.accumulation]]
-        weight = 1.0 / len(indices)
-        chosen, weights = (mine, [weight] * len(mine)) if mine else ([int(indices[0])], [0.0])
-        records = [self.labelled.records[index] for index in chosen]
+        if not mine:
+            return Share(step=step, images=[int(indices[0])], weight=0.0)
+        return Share(step=step, images=mine, weight=1.0 / len(indices))
+
+    def num_bytes(self, share: Share) -> int:
+        """Pixels of these images, whoever holds their groups."""
+        return sum(
+            len(record.groups)
+            * self.dataset.info.group_side_px**2
+            * record.bands
+            * np.dtype(record.dtype).itemsize
+            for record in map(self.labelled.records.__getitem__, share.images)
+        )
+
+    def read(self, share: Share) -> Batch:
+        """These images."""
+        records = [self.labelled.records[index] for index in share.images]
+        values, seed = self.labelled.values, self.config.seed
+        seeds = [image_seed(seed, step=share.step, image=index) for index in share.images]
         return Batch(
             groups=read_images(self.dataset, records, head=self.head, seat=self.seat),
-            targets=None if self.labelled.values is None else self.labelled.values[chosen],
-            seeds=torch.tensor([image_seed(self.config.seed, step=step, image=i) for i in chosen]),
-            weights=torch.tensor(weights),
-            groups_per_image=[len(record.groups) for record in records] if mine else [],
+            targets=None if values is None else values[share.images],
+            seeds=torch.tensor(seeds),
+            weights=torch.full((len(records),), share.weight),
+            groups_per_image=[len(record.groups) for record in records] if share.weight else [],
         )
 
 
@@ -144,7 +181,7 @@ def image_seed(seed: int, *, step: int, image: int) -> int:
 def read_images(
     dataset: Dataset, records: Sequence[ImageRecord], *, head: HeadConfig, seat: Seat = ALONE
 ) -> GroupBatch:
-    """A worker's share of the stored groups of these images, on the CPU.
+    """A worker's share of the stored groups of these images; their pixels stay where they are.
 
     Pixels that a model must not learn to make are refused here, by their image: later, on an
     accelerator, nobody looks at values any more.
@@ -168,10 +205,10 @@ def read_groups(dataset: Dataset, record: ImageRecord) -> GroupBatch:
 
 
 def as_batch(groups: ImageGroups, record: ImageRecord) -> GroupBatch:
-    """Patch groups as tensors; the one place where Arrow's arrays become torch's."""
+    """Patch groups as a batch; the one place where Arrow's arrays become the model's."""
     nodata = np.nan if record.nodata is None else record.nodata
     return GroupBatch(
-        pixels=torch.from_numpy(np.stack(groups.pixels)),
+        pixels=StoredPixels(groups.pixels),
         image=torch.zeros(len(groups.pixels), dtype=torch.int64),
         row=torch.from_numpy(groups.row.astype(np.int64)),
         column=torch.from_numpy(groups.column.astype(np.int64)),

@@ -60,7 +60,7 @@ def test_training_refuses_pixels_beyond_the_range_by_their_image(dataset, model,
         config=BatchConfig(images_per_step=9),
     )
     with pytest.raises(ValueError, match=r"image 'train-\d+': a pixel is \d+, outside 0 to 8"):
-        feed.micro_batch(0, 0)
+        feed.read(feed.share(0, 0))
 
 
 def test_an_evaluation_refuses_pixels_beyond_the_range_by_their_image(dataset, model, labelled):

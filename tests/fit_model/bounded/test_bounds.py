@@ -4,6 +4,7 @@ import errno
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fit_model.bounded.config import BoundedConfig
 from fit_model.bounded.disk import OnDisk
 from fit_model.course import WHOLE
 from fit_model.groups import collate
+from fit_model.stored_pixels import StoredPixels
 from tests.fit_model.bounded.cases import Case, bounded, encoder, generator
 from tests.fit_model.examples import PATCH_PX, SIDE_PX, image
 
@@ -68,6 +70,30 @@ def test_no_tensor_holds_more_than_a_chunk_needs(kind, offload):
     with Largest() as seen:
         case.step(WHOLE)
     assert seen.elements >= 64 * tokens * WIDEST
+
+
+@pytest.mark.parametrize("kind", ["encoder", "diffusion", "autoregressive"])
+def test_stored_pixels_are_read_a_chunk_at_a_time_and_change_nothing(kind, monkeypatch):
+    case = large(kind)
+    stored = replace(
+        case, batch=replace(case.batch, pixels=StoredPixels(list(case.batch.pixels.numpy())))
+    )
+    read: list[int] = []
+    copy = StoredPixels.to
+
+    def noticed(pixels: StoredPixels, *place: Any, **how: Any) -> torch.Tensor:
+        read.append(len(pixels))
+        return copy(pixels, *place, **how)
+
+    monkeypatch.setattr(StoredPixels, "to", noticed)
+    losses, gradients = stored.step(bounded(4))
+    # patches that follow each other in a row lie in all groups of this row
+    assert max(read) <= 4
+    expected, wanted = case.step(bounded(4))
+    assert losses.equal(expected)
+    for name, gradient in wanted.items():
+        assert (gradient is None) == (gradients[name] is None)
+        assert gradient is None or gradient.equal(gradients[name])
 
 
 def open_files() -> set[str]:

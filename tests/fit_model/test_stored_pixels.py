@@ -1,0 +1,45 @@
+"""Stored pixels become the tensor that they stand for, whichever part is asked for."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fit_model.groups import collate
+from fit_model.stored_pixels import StoredPixels
+from tests.fit_model.examples import image
+
+
+def stored(count: int, *, seed: int = 0) -> tuple[StoredPixels, np.ndarray]:
+    squares = np.random.default_rng(seed).integers(0, 60_000, (count, 4, 4, 3)).astype(np.uint16)
+    squares.flags.writeable = False
+    return StoredPixels(list(squares)), squares
+
+
+def test_any_part_is_what_numpy_gives() -> None:
+    pixels, squares = stored(7)
+    assert pixels.shape == squares.shape
+    assert pixels.dtype == torch.uint16
+    np.testing.assert_array_equal(pixels[2:5].to("cpu"), squares[2:5])
+    np.testing.assert_array_equal(pixels[torch.tensor([5, 0])].to("cpu"), squares[[5, 0]])
+    np.testing.assert_array_equal(torch.cat(list(pixels.split(3))), squares)
+    pixels.to("cpu").fill_(1)  # a copy: what is stored cannot be written to
+    np.testing.assert_array_equal(pixels.to("cpu"), squares)
+
+
+def test_batches_of_stored_pixels_are_collated_without_reading_them() -> None:
+    one, other = image(2, 3, seed=1), image(1, 2, seed=2)
+    lazy = [replace(each, pixels=StoredPixels(list(each.pixels.numpy()))) for each in (one, other)]
+    together, wanted = collate(lazy), collate([one, other])
+    assert isinstance(together.pixels, StoredPixels)
+    assert isinstance(together.part(slice(1, 4)).pixels, StoredPixels)
+    moved = together.to("cpu")
+    assert isinstance(moved.pixels, torch.Tensor)
+    assert moved.pixels.equal(wanted.pixels)
+    assert moved.image.equal(wanted.image)
+
+
+def test_squares_of_several_formats_are_refused() -> None:
+    with pytest.raises(ValueError, match="squares of 2 formats"):
+        StoredPixels([np.zeros((2, 2, 1), np.uint8), np.zeros((2, 2, 1), np.uint16)])
