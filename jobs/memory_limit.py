@@ -11,6 +11,7 @@ from jobs.choosing_plans import GB, Limits, bounded, in_chunks, shortage, whole
 from jobs.errors import UserError
 from jobs.planning import Demand, Plan, expected
 from pipeline.records import ImageRecord
+from pipeline.storage import Location
 
 WAYS = (whole, in_chunks("none"), in_chunks("host"), in_chunks("disk"))
 
@@ -42,6 +43,7 @@ def demand_of(config: Any, model: ModelConfig, records: Sequence[ImageRecord]) -
         model=model,
         groups_per_image=len(largest.groups),
         pixel_bytes=len(largest.groups) * group_bytes,
+        pixels_are="mapped" if Location.of(config.dataset).is_local else "read",
         images_per_step=config.batch.images_per_step,
         accumulation=config.batch.accumulation,
         precision=config.engine.precision,

@@ -24,12 +24,11 @@ from fit_model.flops import num_parameters
 from fit_model.memory import activations
 from fit_model.model import ModelConfig
 from fit_model.vix import VixConfig
+from jobs.batches import AHEAD_BYTES
 from jobs.engine import DTYPES
 
 Place = Literal["device", "host", "disk"]
 ZeroStage = Literal[0, 1, 2, 3]
-AHEAD = 4
-"""Micro-batches whose pixels are in the host's memory: the one at work and those read ahead."""
 PROGRAM_BYTES: dict[str, dict[Place, int]] = {
     "cpu": {"device": 700_000_000},
     "gpu": {"device": 600_000_000, "host": 2_500_000_000},
@@ -48,6 +47,8 @@ class Demand:
     """Of the largest image."""
     pixel_bytes: int
     """Of that image."""
+    pixels_are: Literal["mapped", "read"] = "mapped"
+    """Into memory, from local disks, or read from afar."""
     images_per_step: int = 1
     accumulation: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -157,7 +158,6 @@ def expected(demand: Demand, plan: Plan) -> Expected:
     )
     whole = plan.bounded is None
     place: Place = "device" if plan.bounded is None else WAITING[plan.bounded.offload]
-    pixels = -(-images * demand.pixel_bytes // plan.sharing)
     parts = [
         *program(demand),
         *state(demand, plan),
@@ -178,15 +178,8 @@ def expected(demand: Demand, plan: Plan) -> Expected:
         ),
         Part(name="latents", bytes=needs.latents, when="backward", remedy=FEWER_LATENTS),
         Part(name="global layers", bytes=needs.meetings, when="backward", remedy=FEWER_LATENTS),
-        Part(
-            name="pixels",
-            bytes=AHEAD * pixels,
-            place="host",
-            remedy="fewer images_per_step, or more accumulation",
-        ),
+        *pixels(demand, plan),
     ]
-    if demand.device == "gpu" and whole:
-        parts.append(Part(name="pixels", bytes=pixels))
     return Expected(
         parts=[part for part in parts if part.bytes],
         apart_bytes=needs.inside + needs.meetings - needs.inside_and_meetings,
@@ -197,6 +190,17 @@ def expected(demand: Demand, plan: Plan) -> Expected:
 WAITING: dict[str, Place] = {"none": "device", "host": "host", "disk": "disk"}
 FEWER_LATENTS = "fewer model.trunk.latents_per_group, or a larger group_side_px when preprocessing"
 SMALLER = "more workers.num_workers, or a smaller model.trunk.width"
+
+
+def pixels(demand: Demand, plan: Plan) -> list[Part]:
+    """Of a micro-batch whole as a tensor, in chunks not worth mentioning; and what is read."""
+    size = -(-images_at_once(demand, plan) * demand.pixel_bytes // plan.sharing)
+    remedy = "fewer images_per_step, or more accumulation"
+    tensor = Part(name="pixels", bytes=0 if plan.bounded else size, remedy=remedy)
+    if demand.pixels_are == "mapped":
+        return [tensor]
+    ahead = max(size, AHEAD_BYTES)
+    return [tensor, Part(name="pixels read", bytes=size + ahead, place="host", remedy=remedy)]
 
 
 def program(demand: Demand) -> list[Part]:

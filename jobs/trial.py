@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from fit_model.groups import GroupBatch, collate
@@ -17,6 +18,7 @@ from fit_model.objective import Objective
 from fit_model.parallel.config import ParallelConfig
 from fit_model.parallel.crew import form_crew
 from fit_model.parallel.shares import share_of
+from fit_model.stored_pixels import StoredPixels
 from jobs.engine import EngineConfig, OptimizerConfig, build_engine
 from jobs.errors import UserError
 from jobs.planning import PROGRAM_BYTES, Demand, Plan, images_at_once, with_checkpointing
@@ -95,13 +97,13 @@ def one_step(engine: Any, batch: GroupBatch, *, device: torch.device, whole: boo
 
 
 def random_batch(demand: Demand, plan: Plan, rank: int) -> GroupBatch:
-    """A worker's share of square images of noise."""
+    """A worker's share of square images, whose groups all show the same noise."""
     source, side = demand.model.input, round(demand.groups_per_image**0.5)
     number = torch.arange(demand.groups_per_image)
     px = source.group_side_px
-    shape = (len(number), px, px, source.bands)
+    square = np.random.default_rng(0).integers(0, 256, (px, px, source.bands), np.uint8)
     one = GroupBatch(
-        pixels=torch.randint(0, 256, shape, dtype=torch.uint8),
+        pixels=StoredPixels([square] * len(number)),
         image=torch.zeros_like(number),
         row=number // side,
         column=number % side,

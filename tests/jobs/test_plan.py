@@ -50,7 +50,7 @@ def test_the_reference_model_has_its_parameters_tokens_and_latents():
 
 def test_less_memory_means_slower_ways_and_each_fits():
     ways = []
-    for limit_gb in (60.0, 16.0, 5.5, 3.9):
+    for limit_gb in (60.0, 16.0, 5.5, 3.4):
         plan = chosen(limit_gb)
         assert device_gb(plan) <= limit_gb
         ways.append(plan.way.partition(",")[0] + plan.way.rpartition(",")[2])
@@ -73,7 +73,7 @@ def test_as_many_groups_a_chunk_as_fit_are_taken():
 def test_a_gpu_lets_tokens_wait_on_the_host_before_the_disk():
     gpu = ("workers.device=gpu", "image_side_px=32768", "group_side_px=320", *ANY_SIZE)
     assert "on the host" in chosen(12.0, *gpu).way
-    assert "on the disk" in chosen(12.0, *gpu, host_bytes=25.0).way
+    assert "on the disk" in chosen(12.0, *gpu, host_bytes=12.0).way
 
 
 def test_zero_spreads_what_the_optimizer_holds_over_workers():
@@ -108,7 +108,7 @@ def test_what_nothing_fits_in_is_refused_with_the_setting_to_change():
     ):
         chosen(3.0)
     with pytest.raises(UserError, match=r"workers.num_workers=\d+ would do$"):
-        chosen(3.5)
+        chosen(3.0)
     latents = ("image_side_px=51200", *ANY_SIZE, "model.trunk.latents_per_group=16")
     with pytest.raises(UserError, match=r"most of it .*; take fewer model.trunk.latents_per_group"):
         chosen(8.0, "workers.device=gpu", *latents)
