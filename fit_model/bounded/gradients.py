@@ -61,10 +61,24 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def joined(parts: Sequence[Gradient]) -> Gradient:
-    """The gradients of all groups, of those of chunks; all or none of them are there."""
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
+class Rows:
+    """A row for every group, filled a chunk at a time; None as long as nothing was put.
+
+    One tensor from the first chunk on: small ones that outlive large ones would break up the heap,
+    which then grows with every chunk.
+    """
+
+    def __init__(self, num_groups: int) -> None:
+        self._num_groups = num_groups
+        self.all: Gradient = None
+
+    def put(self, groups: slice, rows: Gradient) -> None:
+        """Those of a chunk; all chunks have some, or none."""
+        if rows is None:
+            return
+        if self.all is None:
+            self.all = rows.new_empty(self._num_groups, *rows.shape[1:])
+        self.all[groups] = rows.detach()
 
 
 def plus(one: Gradient, other: Gradient) -> Gradient:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fit_model.body import Streams
-from fit_model.bounded.gradients import Gradient, Gradients, joined, leaf, plus
+from fit_model.bounded.gradients import Gradient, Gradients, Rows, leaf, plus
 from fit_model.bounded.stores import Store
 from fit_model.course import Course, Sums
 from fit_model.recompute import recomputed
@@ -73,29 +73,30 @@ class Passes:
 
     def outputs(self) -> Outputs:
         """Forwards to the outputs of all images."""
-        added: list[Tensor] = []
+        added = Rows(self.course.num_groups)
         latents = self._forwards(added=added)
         if self.course.ends_in == "latents":
-            added = [self.course.leave(groups, latents[groups]) for groups in self.chunks]
-        self.kept.last, self.kept.added = latents, torch.cat(added)
+            for groups in self.chunks:
+                added.put(groups, self.course.leave(groups, latents[groups]))
+        self.kept.last, self.kept.added = latents, cast(Tensor, added.all)
         return self.course.finish(self.images.total(self.kept.added))
 
-    def _forwards(self, *, added: list[Tensor] | None) -> Latents:
+    def _forwards(self, *, added: Rows | None) -> Latents:
         start = self.course.start()
         latents, self.kept.context = start.latents, start.context
         for number in range(self.last + 1):
             self.kept.found.append(latents)
-            left, offered = [], self._offered(number)
+            left, offered = Rows(self.course.num_groups), self._offered(number)
             for index, groups in enumerate(self.chunks):
                 tokens = self._tokens(number, index)
                 mine = [latents[groups]] if offered is None else [latents[groups], offered[groups]]
                 streams = self._inside(number, index, tokens, *mine)
-                left.append(streams.latents)
+                left.put(groups, streams.latents)
                 if number < self.last:
                     self.store.put(self._slot(number + 1, index), streams.tokens)
                 elif added is not None and self.course.ends_in == "tokens":
-                    added.append(self.course.leave(groups, streams.tokens))
-            self.kept.left.append(torch.cat(left))
+                    added.put(groups, self.course.leave(groups, streams.tokens))
+            self.kept.left.append(cast(Tensor, left.all))
             latents = self._meet(number, self.kept.left[number], self.kept.context)
         return latents
 
@@ -119,12 +120,12 @@ class Passes:
         """The gradient of the latents that leave, if it is them that do."""
         if self.course.ends_in == "tokens":
             return None
-        found: list[Gradient] = []
+        of_latents = Rows(self.course.num_groups)
         for groups in self.chunks:
             latents = leaf(self.kept.last[groups])
             added = self.course.leave(groups, latents)
-            found += gradients.through([added], [of_added[groups]], [latents])
-        return joined(found)
+            of_latents.put(groups, *gradients.through([added], [of_added[groups]], [latents]))
+        return of_latents.all
 
     def _meeting(
         self, number: int, of_met: Gradient, of_offered: Gradient, gradients: Gradients
@@ -145,7 +146,7 @@ class Passes:
 
         Those of its tokens take the tokens' place in the store.
         """
-        of_found, of_offered = [], []
+        of_found, of_offered = Rows(self.course.num_groups), Rows(self.course.num_groups)
         offered = self._offered(number)
         for index, groups in enumerate(self.chunks):
             tokens = self._tokens(number, index)
@@ -163,11 +164,11 @@ class Passes:
                 outputs.append(self.course.leave(groups, streams.tokens))
                 of_outputs.append(of_added[groups])
             found = gradients.through(outputs, of_outputs, inputs)
-            of_found.append(found[0])
+            of_found.put(groups, found[0])
             if number > 0:
-                of_offered.append(found[1])
+                of_offered.put(groups, found[1])
                 self.store.put(self._slot(number, index), cast(Tensor, found[2]))
-        return joined(of_found), joined(of_offered)
+        return of_found.all, of_offered.all
 
     def _inside(
         self,
