@@ -4,8 +4,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from fit_model.bounded.config import BoundedConfig
-from fit_model.bounded.engine import Bounded
-from fit_model.course import Whole
+from fit_model.bounded.engine import runner_of
 from fit_model.crew import ALONE, Crew
 from fit_model.groups import GroupBatch
 from fit_model.model import Model
@@ -28,7 +27,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.runner = Whole(crew) if bounded is None else Bounded(bounded, crew=crew)
+        self.runner = runner_of(bounded, crew=crew)
 
     def forward(
         self, batch: GroupBatch, targets: Tensor | None, seeds: Int64[Tensor, " b"]

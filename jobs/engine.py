@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fit_model import checks
 from fit_model.averaging import averaged_weights, keep_average
-from fit_model.bounded.config import BoundedConfig
+from fit_model.bounded.config import BoundedConfig, require_chunks
 from fit_model.lamb import Lamb, Total, alone
 from fit_model.optimize import layer_groups, parameter_groups
 
@@ -99,15 +99,12 @@ def deepspeed_settings(
 
 def require_boundable(bounded: BoundedConfig | None, *, engine: EngineConfig, face: Any) -> None:
     """Refuse what cannot go through the model a chunk of groups at a time, where that is wanted."""
-    if bounded is None:
-        return
-    if engine.zero_stage == 3:
+    if bounded is not None and engine.zero_stage == 3:
         raise ValueError(
             "bounded needs whole weights on every worker, and engine.zero_stage 3 spreads them: "
             "take engine.zero_stage 2"
         )
-    if face.kind == "vix":
-        raise ValueError("a model of kind 'vix' sees its images whole: leave bounded out")
+    require_chunks(bounded, face=face)
 
 
 def build_engine(

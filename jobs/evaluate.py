@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fit_model import weights
+from fit_model.bounded.config import BoundedConfig, require_chunks
 from fit_model.pixels import GenerateConfig
 from jobs import registry
 from jobs.cluster import connect
@@ -42,6 +43,8 @@ class EvaluateConfig:
     dataset: str
     split: str = "test"
     images_per_batch: int = 8
+    bounded: BoundedConfig | None = None
+    """Groups go through the model a chunk at a time, as in training; None for all at once."""
     experiment: str = "farreach"
     """Where the figures of a model from a folder go."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
@@ -57,6 +60,7 @@ def main(config: EvaluateConfig) -> dict[str, float]:
     dataset = open_dataset(config.dataset)
     with source(config.model) as found:
         model = weights.load(found.folder)
+        require_chunks(config.bounded, face=model.config.face)
         labelled = read_labelled(dataset, model.config.head, split=config.split)
         require_grid(model.config, labelled)
         with connect():
@@ -66,6 +70,7 @@ def main(config: EvaluateConfig) -> dict[str, float]:
                 str(Location.of(config.dataset)),
                 labelled,
                 images_per_batch=config.images_per_batch,
+                bounded=config.bounded,
                 config=config.workers,
                 console=console,
             )

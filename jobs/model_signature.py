@@ -2,7 +2,8 @@
 
 A model that predicts takes arrays with one entry a group, also those that describe the image
 (grid_rows, grid_columns, nodata): MLflow's tensors share their first axis. A model that makes
-images takes a row an image: its seed and, if the model knows classes, its label.
+images takes a row an image: its seed and, if the model knows classes, its label. What else they
+can be told are MLflow's params: how much of an image is there at once, or how images are drawn.
 """
 
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -16,6 +17,7 @@ from fit_model.heads import ClassifyConfig, PredictConfig
 from fit_model.model import ModelConfig
 from fit_model.pixels import GenerateConfig
 from fit_model.samplers import SamplingConfig
+from fit_model.vix import VixConfig
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 PLACES = ("image", "row", "column", "valid_height_px", "valid_width_px")
 PER_IMAGE = {"grid_rows": np.int64, "grid_columns": np.int64, "nodata": np.float64}
 SAMPLING: dict[str, Any] = {"diffusion": SamplingConfig, "autoregressive": DecodingConfig}
+CHUNKS: dict[str, tuple[str, Any]] = {"groups_a_chunk": ("long", None), "offload": ("string", None)}
+"""Of BoundedConfig all but the folder, which is not for a caller to choose; None for all groups at
+once."""
 PARAM_TYPES = {str: "string", int: "long", float: "double"}
 
 
@@ -42,8 +47,11 @@ def _predicting_signature(
     config: ModelConfig, head: PredictConfig, *, pixel_dtype: str
 ) -> "ModelSignature":
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
+    # ViX sees its images whole
+    chunked = not isinstance(config.face, VixConfig)
+    params = ParamSchema([ParamSpec(name, *param) for name, param in CHUNKS.items()])
     side_px, bands = config.input.group_side_px, config.input.bands
     places = dict.fromkeys(PLACES, np.int64) | PER_IMAGE
     return ModelSignature(
@@ -54,6 +62,7 @@ def _predicting_signature(
             ]
         ),
         outputs=Schema([ColSpec("double", name) for name in output_names(head)]),
+        params=params if chunked else None,
     )
 
 

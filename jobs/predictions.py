@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from fit_model.bounded.config import BoundedConfig
+from fit_model.bounded.engine import runner_of
 from fit_model.model import Model
 from jobs.batches import image_seed, read_images
 from jobs.image_tasks import over_images
@@ -30,6 +32,8 @@ class Measuring:
     labelled: Labelled
     device: Literal["cpu", "gpu"]
     threads: int
+    bounded: BoundedConfig | None = None
+    """How many groups are there at once; None for all."""
 
     def open(self) -> "Measurer":
         """Load both."""
@@ -45,6 +49,7 @@ class Measurer:
         self.model = held.model.to(self.device).eval()
         self.dataset = open_dataset(held.dataset)
         self.labelled = held.labelled
+        self.bounded, self.runner = held.bounded, runner_of(held.bounded)
 
     def __call__(self, numbers: Sequence[int]) -> pa.Array:
         """The model's measures of these images, a list of numbers each.
@@ -58,9 +63,11 @@ class Measurer:
         seeds = [image_seed(SEED, step=0, image=number) for number in numbers]
         with torch.inference_mode():
             measured = self.model.measures(
-                groups.to(self.device),
+                # what is bounded moves a chunk at a time
+                groups if self.bounded else groups.to(self.device),
                 None if values is None else values[list(numbers)],
                 seeds=torch.tensor(seeds),
+                runner=self.runner,
             )
         return pa.array(measured.double().cpu().tolist(), pa.list_(pa.float64()))
 
@@ -71,6 +78,7 @@ def measure(
     labelled: Labelled,
     *,
     images_per_batch: int,
+    bounded: BoundedConfig | None,
     config: WorkersConfig,
     console: Console,
 ) -> NDArray[np.float64]:
@@ -81,6 +89,7 @@ def measure(
         labelled=labelled,
         device=config.device,
         threads=config.cpus_per_worker,
+        bounded=bounded,
     )
     count = len(labelled.records)
     found = dict(

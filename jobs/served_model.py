@@ -14,8 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from fit_model import weights
+from fit_model.bounded.config import BoundedConfig
+from fit_model.bounded.engine import runner_of
 from fit_model.canvas import canvas_of
 from fit_model.choosing import DecodingConfig
+from fit_model.course import Runner
 from fit_model.groups import GroupBatch
 from fit_model.heads import ClassifyConfig
 from fit_model.samplers import SamplingConfig
@@ -26,7 +29,8 @@ SAMPLING: dict[str, Any] = {"diffusion": SamplingConfig, "autoregressive": Decod
 
 class ServedModel(mlflow.pyfunc.PythonModel):
     """Of models that predict: arrays of groups in, one row an image out, each class's probability
-    or each target. Of models that make images: rows of label and seed in, pixels out.
+    or each target; with `groups_a_chunk` or `offload` in bounded memory. Of models that make
+    images: rows of label and seed in, pixels out.
     """
 
     _skip_type_hint_validation = True  # the signature that is stored says more than hints can
@@ -40,7 +44,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         """Predictions, or new images."""
         if self.model.config.head.kind == "generate":
             return self._make(model_input, dict(params or {}))
-        return self._predict(model_input)
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        return self._predict(model_input, BoundedConfig(**given) if given else None)
 
     def _make(self, rows: pd.DataFrame, params: dict[str, Any]) -> NDArray:
         """All images of the call, as many at a time as fit: [image, height, width, bands]."""
@@ -70,25 +75,29 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             raise ValueError(f"no class {name!r}; the model's classes: {', '.join(classes)}")
         return classes.index(name)
 
-    def _predict(self, model_input: dict[str, NDArray]) -> pd.DataFrame:
+    def _predict(
+        self, model_input: dict[str, NDArray], bounded: BoundedConfig | None
+    ) -> pd.DataFrame:
         """One image at a time, so that memory holds one; rows in the order of `image`."""
-        head = self.model.config.head
+        head, runner = self.model.config.head, runner_of(bounded)
         names = head.classes if isinstance(head, ClassifyConfig) else head.targets
         rows = [
-            self._predict_image({name: array[chosen] for name, array in model_input.items()})
+            self._predict_image(
+                {name: array[chosen] for name, array in model_input.items()}, runner
+            )
             for number in np.unique(model_input["image"])
             for chosen in [model_input["image"] == number]
         ]
         return pd.DataFrame(np.stack(rows).astype(np.float64), columns=list(names))
 
-    def _predict_image(self, groups: dict[str, NDArray]) -> NDArray:
+    def _predict_image(self, groups: dict[str, NDArray], runner: Runner) -> NDArray:
         groups = groups | {"image": np.zeros_like(groups["image"])}
         groups |= {name: groups[name][:1] for name in PER_IMAGE}
         tensors = {
             name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in groups.items()
         }
         with torch.inference_mode():
-            outputs = self.model(GroupBatch(**tensors))
+            outputs = self.model(GroupBatch(**tensors), runner=runner)
             return self.model.head.predictions(outputs)[0].float().numpy()
 
 

@@ -154,7 +154,7 @@ def main(config: TrainConfig) -> TrainResult:
             )
             result = train(replace(config, bounded=bounded), model, dataset, run, console)
             replace(record, finished=True).write(folder)
-    tell(config, result, dataset, console)
+    tell(replace(config, bounded=bounded), result, dataset, console)
     return result
 
 
@@ -261,8 +261,12 @@ def tell(config: TrainConfig, result: TrainResult, dataset: Dataset, console: Co
         address = f"{config.register_as}@{config.alias}"
         console.print(f"registered {config.register_as} version {result.version} as {address}")
     unseen = sorted(dataset.info.splits.keys() - {config.split}) or [config.split]
+    # what trained in bounded memory may fit in no other
+    bounded = to_flat_dict(config.bounded) if config.bounded else {}
+    settings = [f" bounded.{name}={each}" for name, each in bounded.items() if each is not None]
     console.print(
         f"next: farreach evaluate model={address} dataset={config.dataset} split={unseen[0]}"
+        + "".join(settings)
     )
 
 

@@ -1,7 +1,7 @@
 """How much of an image is on the device at once, and where the rest waits."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fit_model import checks
 
@@ -32,3 +32,9 @@ class BoundedConfig:
                 f"folder is {self.folder!r}, but offload {self.offload!r} writes no file: leave "
                 "folder out, or take offload 'disk'"
             )
+
+
+def require_chunks(bounded: BoundedConfig | None, *, face: Any) -> None:
+    """Refuse a face that cannot go a chunk of groups at a time, where that is wanted."""
+    if bounded is not None and face.kind == "vix":
+        raise ValueError("a model of kind 'vix' sees its images whole: leave bounded out")

@@ -22,7 +22,7 @@ from fit_model.bounded.disk import OnDisk
 from fit_model.bounded.gradients import Gradient, Gradients
 from fit_model.bounded.passes import Passes
 from fit_model.bounded.stores import OnDevice, PinnedHost, Store
-from fit_model.course import Course, Runner
+from fit_model.course import Course, Runner, Whole
 from fit_model.crew import ALONE, Crew
 from fit_model.shapes import Latents, Outputs
 
@@ -81,6 +81,11 @@ class Bounded(Runner):
             seed=int(torch.randint(2**62, ())),
             device=device,
         )
+
+
+def runner_of(bounded: BoundedConfig | None, *, crew: Crew = ALONE) -> Runner:
+    """So many groups at a time as the settings say; all at once without any."""
+    return Whole(crew) if bounded is None else Bounded(bounded, crew=crew)
 
 
 class Recomputed(torch.autograd.Function):

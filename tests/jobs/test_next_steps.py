@@ -6,16 +6,17 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from fit_model.bounded.config import BoundedConfig
 from fit_model.encoder import EncoderConfig
 from fit_model.heads import ClassifyConfig
 from fit_model.models import build
 from fit_model.vix import VixConfig
-from jobs import evaluate, generate
+from jobs import evaluate, generate, train
 from jobs.card import model_card
 from jobs.evaluate import EvaluateConfig
 from jobs.orders import GenerateConfig, Order, order_of
 from jobs.targets import Labelled
-from jobs.train import model_config
+from jobs.train import TrainResult, model_config
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
 from tests.jobs.small_generating import train_config, write_dataset
@@ -73,6 +74,27 @@ def test_a_model_that_makes_images_is_asked_for_some_after_its_evaluation(order,
     said = console()
     evaluate.tell(config, {"loss": 1.0}, labelled, ClassifyConfig(classes=("a", "b")), said)
     assert "generate" not in said.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("bounded", "settings"),
+    [
+        (None, ""),
+        (BoundedConfig(groups_a_chunk=8), " bounded.groups_a_chunk=8 bounded.offload=none"),
+        (
+            BoundedConfig(groups_a_chunk=8, offload="disk", folder="/fast"),
+            " bounded.groups_a_chunk=8 bounded.offload=disk bounded.folder=/fast",
+        ),
+    ],
+)
+def test_what_trained_in_bounded_memory_is_evaluated_in_it(dataset, bounded, settings):
+    config = replace(train_config(dataset, "diffusion"), bounded=bounded)
+    result = TrainResult(run_id="r", model_folder="runs/model", version=None, last={})
+    said = console()
+    train.tell(config, result, open_dataset(dataset), said)
+    line = said.file.getvalue().splitlines()[-1]
+    wanted = f"model=runs/model dataset={dataset} split=test{settings}"
+    assert line == f"next: farreach evaluate {wanted}"
 
 
 LEARNED = {"latent_position": "learned"}

@@ -104,7 +104,11 @@ import json, mlflow, numpy
 model = mlflow.pyfunc.load_model("models:/animals@champion")
 given = dict(numpy.load("groups.npz"))
 import fit_model  # the one that is stored with the weights
-print(json.dumps([fit_model.__file__, model.predict(given).to_dict("list")]))
+from fit_model.bounded.engine import Bounded
+whole, cut, chunks = model.predict(given), [], Bounded.chunks
+Bounded.chunks = lambda self, count: cut.append((self.config.offload, count)) or chunks(self, count)
+bounded = model.predict(given, params={"groups_a_chunk": 2, "offload": "disk"})
+print(json.dumps([fit_model.__file__, cut, whole.to_dict("list"), bounded.to_dict("list")]))
 """
 
 
@@ -114,12 +118,14 @@ def test_a_fresh_process_predicts_the_same_with_the_code_stored_beside_the_weigh
     assert register(model, store) == 1
     np.savez(store / "groups.npz", **arrays_of(batch))
     done = in_fresh_process(FRESH, store)
-    code, seen = json.loads(done.stdout)
+    code, cut, seen, bounded = json.loads(done.stdout)
     assert code.startswith(str(store / "mlruns"))
     assert list(seen) == ["cat", "dog"]
     with torch.inference_mode():
         expected = model.head.predictions(model(batch)).numpy()
-    np.testing.assert_allclose(np.array([seen["cat"], seen["dog"]]).T, expected, atol=1e-6)
+    for found in (seen, bounded):
+        np.testing.assert_allclose(np.array([found["cat"], found["dog"]]).T, expected, atol=1e-6)
+    assert cut == [["disk", 1], ["disk", 6]]
 
 
 def test_a_version_carries_its_lineage_and_nothing_that_is_pickled(store, model):
@@ -138,6 +144,8 @@ def test_a_version_carries_its_lineage_and_nothing_that_is_pickled(store, model)
     signature = mlflow.models.get_model_info("models:/animals/1").signature
     assert signature.inputs.input_dict()["pixels"].shape == (-1, 8, 8, 3)
     assert [column.name for column in signature.outputs.inputs] == ["cat", "dog"]
+    params = {each.name: each.default for each in signature.params.params}
+    assert params == {"groups_a_chunk": None, "offload": None}
 
 
 def test_a_pulled_folder_loads_to_the_same_outputs(store, model, batch):
