@@ -152,21 +152,31 @@ def shortage(found: Expected, limits: Limits) -> str:
     """What does not fit, its largest part, and the setting that makes it smaller."""
     place = limits.exceeded(found) or "device"
     limit = {"device": limits.device_bytes, "host": limits.host_bytes, "disk": limits.disk_bytes}
+    needed = (
+        f"{(limit[place] or 0) / GB:.3g} GB of {place} memory are too few: a step needs at least "
+        f"{found.total(place) / GB:.3g} GB"
+    )
+    fixed = sum(part.bytes for part in parts_in(found, place) if not part.remedy)
+    if fixed >= (limit[place] or 0):
+        return f"{needed}, {fixed / GB:.3g} GB of it the program alone; take a higher limit"
     largest = biggest(found, place)
     return (
-        f"{(limit[place] or 0) / GB:.3g} GB of {place} memory are too few: a step needs at least "
-        f"{found.total(place) / GB:.3g} GB, most of it {largest.name} "
+        f"{needed}, beside the program most of it {largest.name} "
         f"({largest.bytes / GB:.3g} GB); take {largest.remedy}"
     )
 
 
 def biggest(found: Expected, place: Place) -> Part:
     """The largest part in a place that can be made smaller."""
-    places = {"device", "host"} if found.device == "cpu" and place == "device" else {place}
     return max(
-        (part for part in found.parts if part.place in places and part.remedy),
-        key=lambda part: part.bytes,
+        (part for part in parts_in(found, place) if part.remedy), key=lambda part: part.bytes
     )
+
+
+def parts_in(found: Expected, place: Place) -> list[Part]:
+    """What lies in a place; on a CPU the host's memory is the device's."""
+    places = {"device", "host"} if found.device == "cpu" and place == "device" else {place}
+    return [part for part in found.parts if part.place in places]
 
 
 def enough(demand: Demand, fits: Fits, num_workers: int) -> str:

@@ -68,14 +68,29 @@ def root_cause(error: BaseException) -> BaseException:
     failures = getattr(error, "worker_failures", None)  # ray.train's WorkerGroupError
     if isinstance(failures, dict) and failures:
         # one worker's mistake breaks the connections of the others
-        inner = sorted(map(root_cause, failures.values()), key=_is_a_consequence)[0]
+        inner = min((_of_worker(*each) for each in sorted(failures.items())), key=_distance)
     if type(error).__name__ in ("UserCodeException", "UserExceptionWithTraceback"):
         inner = error.__cause__ or getattr(error, "_base_exc", None)
     return root_cause(inner) if isinstance(inner, BaseException) else error
 
 
-def _is_a_consequence(error: BaseException) -> bool:
-    return not isinstance(error, (*USER_MISTAKES, MachineFault))
+def _of_worker(rank: int, error: BaseException) -> BaseException:
+    failure = getattr(error, "health_check_failure", None)
+    if type(failure).__name__ not in ("ActorDiedError", "ActorUnavailableError"):
+        return root_cause(error)
+    return MachineFault(
+        f"worker {rank} died in the middle: it was killed or crashed, perhaps for want of memory; "
+        "the same command goes on from the last checkpoint"
+    )
+
+
+def _distance(error: BaseException) -> int:
+    """From the cause: what a worker that is gone does to the others comes last."""
+    if isinstance(error, USER_MISTAKES):
+        return 0
+    if isinstance(error, MachineFault):
+        return 1
+    return 3 if isinstance(error, ConnectionError) else 2
 
 
 def run_config(

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fit_model.bounded.config import BoundedConfig
@@ -80,7 +82,22 @@ def run(loop: dict[str, Assignment]) -> None:
     task = loop["assignment"]
     torch.set_num_threads(task.threads)
     keep_freed_blocks()
-    Loop(task).run()
+    with told_of_each_other():
+        Loop(task).run()
+
+
+@contextmanager
+def told_of_each_other() -> Iterator[None]:
+    """What a collective says when another worker is gone, as a line that names the cause."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ConnectionError(
+            f"worker {dist.get_rank()} of {dist.get_world_size()} got no answer from the others: "
+            f"one of them has died or hangs ({str(error).splitlines()[0]})"
+        ) from error
 
 
 class Loop:

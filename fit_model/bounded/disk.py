@@ -100,7 +100,8 @@ class OnDisk(Store):
             raise self._clear(error) from error
 
     def _clear(self, error: OSError) -> OSError:
-        return OSError(
+        # of its kind: a folder that is not there is the user's mistake, a full disk is not
+        return type(error)(
             f"data tokens cannot wait in {self._folder}: {error.strerror or error}; free some "
             "space there, or choose another bounded.folder or bounded.offload",
         )

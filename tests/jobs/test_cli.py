@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from typer.testing import CliRunner
 
 from jobs import cli, runner, submit
@@ -81,6 +83,29 @@ class WorkerGroupError(RuntimeError):
 def test_of_a_group_of_workers_the_one_that_made_the_mistake_is_shown(capsys):
     error = WorkerGroupError({0: RuntimeError("peer gone"), 1: UserError("dataset is empty")})
     assert ended(error, capsys) == (2, "farreach train: dataset is empty\n")
+
+
+DEAD = WorkerHealthCheckFailedError("A worker health check failed.\nWorker info", ActorDiedError())
+NO_ANSWER = ConnectionError("group worker 0 of 2 got no answer")
+
+
+@pytest.mark.parametrize(
+    ("failures", "status", "line"),
+    [
+        ({1: DEAD}, 1, "farreach train: worker 1 died in the middle: it was killed or crashed"),
+        ({0: NO_ANSWER, 1: DEAD}, 1, "farreach train: worker 1 died in the middle"),
+        ({0: NO_ANSWER, 1: OSError("no space")}, 1, "farreach train: OSError: no space"),
+        ({0: NO_ANSWER}, 1, "farreach train: ConnectionError: group worker 0 of 2 got no answer"),
+        ({0: DEAD, 1: UserError("dataset is empty")}, 2, "farreach train: dataset is empty"),
+    ],
+)
+def test_of_a_group_of_workers_the_one_that_broke_the_others_off_is_named(
+    failures, status, line, capsys
+):
+    seen_status, seen = ended(WorkerGroupError(failures), capsys)
+    assert seen_status == status
+    assert seen.startswith(line)
+    assert seen.count("\n") == 1
 
 
 @pytest.mark.parametrize(

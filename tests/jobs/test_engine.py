@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from jobs.settings import load
 from jobs.targets import RegressTarget
 from jobs.train import TrainConfig, assignment, model_config
 from jobs.worker import Loop
+from jobs.workers import WorkersConfig
 from pipeline.dataset import open_dataset
 from tests.jobs.small_training import (
     OPTIMIZER,
@@ -108,6 +110,7 @@ def vix_variants(dataset: str) -> dict[str, TrainConfig]:
 
 
 SHARED = ("stage 2, shared", "stage 2, shared, bounded, 2 micro-steps", "stage 3, shared")
+GRID = "stage 2, bounded, two sets of two"
 
 
 def shared_variants(dataset: str) -> dict[str, TrainConfig]:
@@ -156,8 +159,22 @@ def one_grid(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def results(ray_local, tiny_dataset, one_grid, tmp_path_factory) -> dict[str, Any]:
-    inbox = Inbox.remote()
     named = variants(tiny_dataset) | vix_variants(one_grid) | shared_variants(one_grid)
+    return trained_together(named, tmp_path_factory.mktemp("variants"), num_workers=2)
+
+
+@pytest.fixture(scope="module")
+def grid_results(ray_local, one_grid, tmp_path_factory) -> dict[str, Any]:
+    """Two group sets of two workers, each with images of its own."""
+    config = replace(shared_variants(one_grid)[SHARED[1]], workers=WorkersConfig(num_workers=4))
+    return trained_together({GRID: config}, tmp_path_factory.mktemp("grid"), num_workers=4)
+
+
+def trained_together(
+    named: dict[str, TrainConfig], folder: Path, *, num_workers: int
+) -> dict[str, Any]:
+    """Figures of every step and the last weights, by name; the workers share two CPUs."""
+    inbox = Inbox.remote()
     tasks = {
         name: assignment(config, model_config(config, open_dataset(config.dataset)), inbox=inbox)
         for name, config in named.items()
@@ -165,10 +182,10 @@ def results(ray_local, tiny_dataset, one_grid, tmp_path_factory) -> dict[str, An
     TorchTrainer(
         train_all,
         train_loop_config={"tasks": tasks},
-        scaling_config=ray.train.ScalingConfig(num_workers=2),
-        run_config=ray.train.RunConfig(
-            name="variants", storage_path=str(tmp_path_factory.mktemp("variants"))
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers, resources_per_worker={"CPU": 2 / num_workers}
         ),
+        run_config=ray.train.RunConfig(name="together", storage_path=str(folder)),
     ).fit()
     return {name: (metrics, weights) for name, metrics, weights in ray.get(inbox.drain.remote())}
 
@@ -236,6 +253,11 @@ def test_two_workers_that_share_every_image_learn_what_one_plain_loop_learns(
     # ten steps bring the loss near 0, the logarithm of what float32 rounds to 6e-8 of 1
     assert losses(results, name) == pytest.approx(plain_shared.losses, rel=1e-5, abs=3e-7)
     assert norms(results, name) == pytest.approx(plain_shared.norms, rel=1e-4)
+
+
+def test_four_workers_on_a_grid_learn_what_one_plain_loop_learns(grid_results, plain_shared):
+    assert losses(grid_results, GRID) == pytest.approx(plain_shared.losses, rel=1e-5, abs=3e-7)
+    assert norms(grid_results, GRID) == pytest.approx(plain_shared.norms, rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

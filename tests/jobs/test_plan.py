@@ -146,6 +146,7 @@ def test_a_training_with_a_memory_limit_is_bounded_by_its_largest_image():
     [
         (["memory_limit_gb=0"], "memory_limit_gb is 0: it must be more than 0"),
         (["memory_limit_gb=1"], "1 GB of device memory are too few: a step needs at least"),
+        (["memory_limit_gb=0.5"], "0.7 GB of it the program alone; take a higher limit"),
         (["group_side_px=100"], "group_side_px 100 is no multiple of patch_px 16"),
         (["image_side_px=640"], "set model.num_groups=16, or model.latent_position=coordinate"),
         (["image_side_px=0"], "image_side_px is 0"),

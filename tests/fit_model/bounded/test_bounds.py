@@ -169,7 +169,7 @@ def test_a_file_that_takes_part_of_a_chunk_at_a_time_holds_all_of_it(monkeypatch
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(OSError, match=r"data tokens cannot wait in .*nowhere: No such file"):
+    with pytest.raises(FileNotFoundError, match=r"tokens cannot wait in .*nowhere: No such file"):
         encoder().step(bounded(offload="disk", folder=str(tmp_path / "nowhere")))
 
 
