@@ -24,6 +24,19 @@ class Held(Protocol):
         """Make it ready to work, once a process."""
 
 
+class WorkError(Exception):
+    """Carries what a worker raised past Ray Data, which adds to the words of all it lets through.
+
+    Args:
+        cause: what was raised.
+        added: by Ray.
+    """
+
+    def __init__(self, cause: Exception, *added: str) -> None:
+        super().__init__(cause, *added)
+        self.cause = cause
+
+
 @lru_cache(maxsize=1)
 def _opened(held: ray.ObjectRef) -> Work:
     """One a process: Ray runs task after task in it."""
@@ -38,9 +51,13 @@ def work_batch(batch: pa.Table, *, held: list[ray.ObjectRef]) -> pa.Table:
     Gives    number, and made: what the Held makes of it
     Runs as  a task, repeated elsewhere if its node is lost; the Held is opened once a process
     Memory   what was opened, and one batch of images
-    Fails    as the Held does
+    Fails    as the Held does, in a WorkError
     """
-    return batch.append_column("made", _opened(held[0])(batch["number"].to_pylist()))
+    try:
+        made = _opened(held[0])(batch["number"].to_pylist())
+    except Exception as error:
+        raise WorkError(error) from error
+    return batch.append_column("made", made)
 
 
 def over_images(
@@ -58,6 +75,8 @@ def over_images(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # the exception that Ray would raise in its place says nothing of it
+    context.raise_original_map_exception = True
     numbers = pa.table({"number": np.arange(count)})
     # few images are shared out rather than left to one worker
     batch = min(images_per_batch, -(-count // config.num_workers))

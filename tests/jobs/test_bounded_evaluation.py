@@ -135,6 +135,6 @@ def test_the_command_line_gives_the_same_scores_in_bounded_memory(store, dataset
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)
     # that the setting arrives where the model runs
     seen = evaluate(folder, dataset, "bounded.offload=disk", f"bounded.folder={store}/nowhere")
-    assert seen.exit_code == 1
+    assert seen.exit_code == 2
     (line,) = seen.stderr.splitlines()
     assert f"data tokens cannot wait in {store}/nowhere: No such file or directory" in line
