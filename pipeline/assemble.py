@@ -15,18 +15,25 @@ from pipeline.plan import grid_of, header_of
 from pipeline.schema import SCHEMA_VERSION, PixelFormat
 from pipeline.statistics import Moments
 
+NOT_CONTENT = ("uri", "parts", "source_bytes", "source_tag", "moments")
+"""Columns that say where an image was found and lies, or follow from its pixels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """One image's row of images.parquet (labels aside), and what its values add up to."""
+    """One image's row of images.parquet, labels aside."""
 
     row: dict[str, Any]
-    moments: Moments
 
     @property
     def format(self) -> tuple[int, str]:
         """Bands and dtype."""
         return self.row["bands"], self.row["dtype"]
+
+    @property
+    def moments(self) -> Moments:
+        """What its values add up to."""
+        return Moments.from_row(np.array(self.row["moments"]))
 
 
 class Assembly:
@@ -34,7 +41,6 @@ class Assembly:
 
     def __init__(self, probed: pa.Table, *, config: PreprocessConfig) -> None:
         self._side_px = config.grouping.group_side_px
-        self._level = config.grouping.level
         self._probed = {row["image_id"]: row for row in probed.to_pylist()}
         self._pieces: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._missing = {
@@ -86,15 +92,17 @@ class Assembly:
         row = {
             "image_id": image,
             "uri": probed["uri"],
-            "level": self._level,
+            "source_bytes": probed["source_bytes"],
+            "source_tag": probed["source_tag"],
             **described,
             "grid_rows": grid.rows,
             "grid_columns": grid.columns,
             "groups": [group for piece in pieces for group in piece["groups"]],
             "parts": parts,
             "sha256": hashlib.sha256(hashes).hexdigest(),
+            "moments": moments.row(),
         }
-        self.images[image] = StoredImage(row=row, moments=moments)
+        self.images[image] = StoredImage(row=row)
 
     @property
     def sorted_quarantine(self) -> list[dict[str, Any]]:
@@ -150,7 +158,7 @@ def digest_of(images: list[StoredImage], *, labels: Labels, config: PreprocessCo
     }
     digest.update(_line(settings))
     for image in images:
-        kept = {name: value for name, value in image.row.items() if name not in ("uri", "parts")}
+        kept = {name: value for name, value in image.row.items() if name not in NOT_CONTENT}
         name = image.row["image_id"]
         digest.update(_line({**kept, "labels": labels.values[name], "split": labels.split[name]}))
     return f"sha256:{digest.hexdigest()}"

@@ -45,6 +45,7 @@ class OpenSlideReader:
             bands=len(self._bands),
             dtype="uint8",
             num_levels=slide.level_count,
+            level=level,
             tile_height_px=int(properties.get(f"openslide.level[{level}].tile-height", 1)),
             tile_width_px=int(properties.get(f"openslide.level[{level}].tile-width", width)),
             mpp_x=_microns(properties.get(openslide.PROPERTY_NAME_MPP_X), down),

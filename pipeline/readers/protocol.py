@@ -40,6 +40,8 @@ class ImageHeader:
     bands: int
     dtype: str
     num_levels: int
+    level: int = 0
+    """The one opened; 0 is full resolution."""
     tile_height_px: int
     tile_width_px: int
     nodata: float | None = None

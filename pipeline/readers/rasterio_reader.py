@@ -67,7 +67,7 @@ class RasterioReader:
                     options["overview_level"] = level - 1
                     self._source = self._stack.enter_context(rasterio.open(path, **options))
             self._bands = bands or list(whole.indexes)
-            self.header = self._describe(whole, num_levels=num_levels)
+            self.header = self._describe(whole, num_levels=num_levels, level=level)
             self._check_store()
         except (RasterioError, OSError) as error:
             self._stack.close()
@@ -76,7 +76,9 @@ class RasterioReader:
             self._stack.close()
             raise
 
-    def _describe(self, whole: rasterio.DatasetReader, *, num_levels: int) -> ImageHeader:
+    def _describe(
+        self, whole: rasterio.DatasetReader, *, num_levels: int, level: int
+    ) -> ImageHeader:
         source = self._source
         if max(self._bands) > source.count:
             raise SourceError(f"band {max(self._bands)} does not exist: it has {source.count}")
@@ -99,6 +101,7 @@ class RasterioReader:
             bands=len(kept),
             dtype=dtypes.pop(),
             num_levels=num_levels,
+            level=level,
             tile_height_px=tile_height,
             tile_width_px=tile_width,
             nodata=next(iter(nodata.values())),
