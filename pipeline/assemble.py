@@ -50,10 +50,18 @@ class Assembly:
         }
         self.images: dict[str, StoredImage] = {}
         self.quarantine: list[dict[str, Any]] = [
-            {"image_id": image, "uri": row["uri"], "window": None, "cause": row["cause"]}
+            {
+                "image_id": image,
+                "uri": row["uri"],
+                "group": None,
+                "window": None,
+                "cause": row["cause"],
+            }
             for image, row in self._probed.items()
             if row["header"] is None
         ]
+        self.num_bad_groups = 0
+        """Rows of the quarantine that name a group; the others name an image."""
         self.orphans: set[str] = set()
         """Shards of images that turned out damaged elsewhere; they hold nothing else."""
         self.num_groups = sum(self._missing.values())
@@ -72,15 +80,21 @@ class Assembly:
 
     def _fold(self, image: str, pieces: list[dict[str, Any]]) -> None:
         probed = self._probed[image]
+        header = header_of(probed)
+        grid = grid_of(header, side_px=self._side_px)
         damaged = [piece for piece in pieces if piece["cause"] is not None]
+        bad_groups = [bad for piece in pieces for bad in piece["bad_groups"] or []]
+        if len(bad_groups) == grid.num_groups:
+            damaged, bad_groups = bad_groups, []
         parts = [piece["part"] for piece in pieces if piece["part"] is not None]
+        named = {"image_id": image, "uri": probed["uri"]}
         if damaged:
             self.orphans.update(part["shard"] for part in parts)
             said = {name: damaged[0][name] for name in ("window", "cause")}
-            self.quarantine.append({"image_id": image, "uri": probed["uri"], **said})
+            self.quarantine.append({**named, "group": None, **said})
             return
-        header = header_of(probed)
-        grid = grid_of(header, side_px=self._side_px)
+        self.quarantine += [{**named, **bad} for bad in bad_groups]
+        self.num_bad_groups += len(bad_groups)
         moments = Moments.nothing(header.bands)
         for piece in pieces:
             for group in piece["moments"]:
@@ -106,8 +120,13 @@ class Assembly:
 
     @property
     def sorted_quarantine(self) -> list[dict[str, Any]]:
-        """What could not be read, in the order of image ids."""
-        return sorted(self.quarantine, key=lambda bad: bad["image_id"])
+        """What could not be read, in the order of image ids and groups."""
+        return sorted(self.quarantine, key=lambda bad: (bad["image_id"], bad["group"] or 0))
+
+    @property
+    def num_bad_images(self) -> int:
+        """Images put aside whole."""
+        return len(self.quarantine) - self.num_bad_groups
 
     @property
     def unfinished(self) -> list[str]:

@@ -10,6 +10,7 @@ import re
 import threading
 import zlib
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,8 +62,8 @@ class Dataset:
         """Images in the order of their ids; all, or those of one split."""
         return [kept for kept in self._records if split is None or kept.split == split]
 
-    def quarantine(self) -> list[dict[str, str | None]]:
-        """What could not be read: image_id, uri, window, cause."""
+    def quarantine(self) -> list[dict[str, Any]]:
+        """What could not be read: image_id, uri, group (None: the image), window, cause."""
         return self._table("quarantine").to_pylist()
 
     def read(

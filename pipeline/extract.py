@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.grid import Grid
-from pipeline.readers.protocol import ImageReader
+from pipeline.readers.faults import told_fault
+from pipeline.readers.protocol import ImageReader, SourceError
 from pipeline.schema import ADDRESSES, tensor_column
 
 
@@ -54,6 +55,30 @@ def extract_groups(rows: pa.Table, *, image: ImageReader, grid: Grid) -> pa.Tabl
         square[height:] = 0
         square[:height, width:] = 0
     return rows.append_column("pixels", tensor_column(squares))
+
+
+def extract_readable(
+    rows: pa.Table, *, image: ImageReader, grid: Grid, bad_groups: dict[int, SourceError]
+) -> pa.Table:
+    """extract_groups of the rows that can be read; the others go to `bad_groups`.
+
+    A strip that fails is read again group by group, so one damaged tile costs the groups it lies
+    in. Fails where the machine or the store does: then good groups would look bad.
+    """
+    try:
+        return extract_groups(rows, image=image, grid=grid)
+    except SourceError as error:
+        if told_fault(error):
+            raise
+        if rows.num_rows == 1:
+            bad_groups[rows["group"][0].as_py()] = error
+            return rows.slice(0, 0)
+    each = [
+        extract_readable(rows.slice(place, 1), image=image, grid=grid, bad_groups=bad_groups)
+        for place in range(rows.num_rows)
+    ]
+    readable = [groups for groups in each if groups.num_rows]
+    return pa.concat_tables(readable) if readable else rows.slice(0, 0)
 
 
 def squares_of(groups: pa.Table) -> np.ndarray:

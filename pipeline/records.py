@@ -99,6 +99,9 @@ class DatasetInfo:
     images: int
     groups: int
     quarantined: int
+    """Images that could not be read."""
+    bad_groups: int
+    """Groups that could not be read, of images that stay."""
     settings: dict[str, Any]
     tables: dict[str, dict[str, str]]
     """images, quarantine -> file name and sha256."""

@@ -3,7 +3,7 @@
     DATASET/
       dataset.json        written last; without it there is no dataset
       images.parquet      a row an image (IMAGES, plus one column a label), sorted by image_id
-      quarantine.parquet  a row an image that could not be read (QUARANTINE)
+      quarantine.parquet  a row an image, or a group of one that stays, that could not be read
       shards/*.arrow      Arrow IPC files of one pixel format; a record batch is a group
 
 dataset.json names the other files. A dataset that replaces another one takes the other set of names
