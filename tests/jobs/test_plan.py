@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fit_model.bounded.config import BoundedConfig
@@ -17,6 +18,7 @@ from jobs.plan import PlanConfig
 from jobs.planning import Demand, Plan, expected
 from jobs.settings import load
 from jobs.train import TrainConfig
+from jobs.trial import random_batch
 from jobs.workers import WorkersConfig
 from tests.conftest import REPOSITORY
 from tests.jobs.small_training import train_config
@@ -130,7 +132,7 @@ def test_a_training_with_a_memory_limit_is_bounded_by_its_largest_image():
     config = train_config("d", memory_limit_gb=6.0, engine=EngineConfig(precision="bf16"))
     config = replace(config, model=demand().model.face)
     config = replace(config, workers=WorkersConfig(num_workers=1), batch=ONE_IMAGE)
-    small, large = (SimpleNamespace(groups=range(n), dtype="uint8") for n in (16, 1600))
+    small, large = (SimpleNamespace(groups=range(n), dtype="int32") for n in (16, 1600))
     model = demand().model
     assert bounded_of(config, model, [small]) is None
     found = bounded_of(config, model, [small, large])
@@ -173,6 +175,14 @@ def test_what_is_printed_can_be_pasted():
     needed += ["model.trunk.latents_per_group=1", "model.trunk.latent_heads=1"]
     config = load(TrainConfig, None, [*needed, "batch.images_per_step=1", *pasted])
     assert config.bounded is not None
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_trial_shows_pixels_as_they_were_planned(dtype):
+    asked = demand("image_side_px=640", f"pixel_dtype={dtype}", *ANY_SIZE)
+    pixels = random_batch(asked, Plan(), 0).pixels.to("cpu")
+    assert pixels.dtype == getattr(torch, dtype)
+    assert pixels.nbytes == asked.pixel_bytes == 640**2 * 3 * pixels.itemsize
 
 
 def test_a_small_plan_is_measured_beside_what_is_expected():
