@@ -17,6 +17,7 @@ A bounded run sums its gradients in float32, 4 bytes.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isqrt
 from typing import Literal
 
 import numpy as np
@@ -63,6 +64,12 @@ class Demand:
         source = self.model.input
         values = source.group_side_px**2 * source.bands
         return self.groups_per_image * values * np.dtype(self.pixel_dtype).itemsize
+
+    @property
+    def most_sharing(self) -> int:
+        """Workers that a square image can be divided between."""
+        sharing = {"autoregressive": isqrt(self.groups_per_image), "vix": 1}
+        return sharing.get(self.model.face.kind, self.groups_per_image)
 
     @property
     def groups_at_once(self) -> int:

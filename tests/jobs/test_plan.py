@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.bounded.config import BoundedConfig
 from jobs.batches import BatchConfig
 from jobs.choosing_plans import GB, Limits, bounded, cheapest, most, splits
@@ -102,6 +103,18 @@ def test_workers_share_one_image_where_there_are_fewer_images():
     plan = chosen(GENEROUS, workers=4)
     assert plan.settings(demand())["parallel.groups"] == "4"
     assert device_gb(plan) < device_gb(chosen(GENEROUS))
+
+
+def test_an_autoregressive_model_shares_whole_rows_of_groups():
+    trunk = replace(demand().model.face.trunk, layers="(1)1(1)")
+    face = AutoregressiveConfig(patch_px=16, trunk=trunk)
+    config = PlanConfig(model=face, image_side_px=640, group_side_px=160, memory_limit_gb=9.0)
+    asked, limits = config.demand(), Limits(device_bytes=GB * GENEROUS)
+    plan = cheapest(asked, limits, num_workers=4)
+    assert plan.sharing == 4
+    assert [len(random_batch(asked, plan, rank).image) for rank in range(4)] == [4, 4, 4, 4]
+    with pytest.raises(UserError, match=r"num_workers 16 leaves .* divided between 4; take fewer"):
+        cheapest(asked, limits, num_workers=16)
 
 
 def test_what_nothing_fits_in_is_refused_with_the_setting_to_change():
