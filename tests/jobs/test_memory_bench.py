@@ -2,13 +2,14 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from fit_model.layers import FeedForward
-from jobs import products
+from jobs import memory_steps, products
 from jobs.cli import app
 from jobs.fresh_process import in_fresh_process
 from jobs.memory_bench import MemoryBench, expected_bytes, measured
@@ -120,6 +121,23 @@ def test_what_a_device_still_computes_for_the_step_is_the_steps_own_time(monkeyp
     assert now_s[0] == 107.5
     assert found.spent_s == 0.5
     assert found.flops_per_s == 2 * products.ROWS * 64 / 0.25
+
+
+def test_a_gpu_refuses_a_step_more_than_the_limit(monkeypatch):
+    shares = []
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8e9)
+    )
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+
+    def refused(task):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(memory_steps, "one_step", refused)
+    monkeypatch.setattr(memory_steps, "keep_freed_blocks", lambda: None)
+    config = MemoryBench(sides=(160,), device="cuda", limit_gb=2.0, threads=1)
+    assert memory_steps.measure(config.task("whole", 160)) == LeftOut(why="> 2 GB")
+    assert shares == [0.25]
 
 
 def test_a_process_that_dies_is_named_and_what_goes_wrong_in_one_is_raised():
