@@ -7,6 +7,7 @@ pixels of an image are a function of its own bytes.
 
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from pipeline.grid import Window
+from pipeline.readers.complaints import complaints
 from pipeline.readers.protocol import ImageHeader, SourceError, check_level
 from pipeline.readers.watched import WatchedFile
 from pipeline.storage import Location
@@ -34,6 +36,8 @@ DRIVERS = {
 }
 # GDAL's own default takes 5 % of the machine for decoded tiles, in every worker.
 CACHE_BYTES = 32_000_000
+FROM_THE_TOP = (".png", ".jpg", ".jpeg")
+"""Decoded line by line: once a line has failed, nothing below it can be trusted."""
 MICRONS = {"2": 25_400.0, "3": 10_000.0}  # TIFF resolution units: inch, centimetre
 
 
@@ -44,6 +48,8 @@ class RasterioReader:
         self, place: Location, *, suffix: str, level: int, bands: list[int] | None
     ) -> None:
         path = place.path
+        self._from_the_top = suffix in FROM_THE_TOP
+        self._failed: SourceError | None = None
         self._remote = None if place.is_local else WatchedFile(place)
         self._stack = ExitStack()
         self._stack.enter_context(
@@ -52,6 +58,9 @@ class RasterioReader:
                 GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
                 GDAL_PAM_ENABLED="NO",
                 GDAL_NUM_THREADS="1",
+                GDAL_ERROR_ON_LIBJPEG_WARNING="YES",
+                # the short cut to a whole PNG takes zeros for what is missing at its end
+                GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",
             )
         )
         options: dict[str, Any] = {"driver": DRIVERS[suffix]}
@@ -67,6 +76,7 @@ class RasterioReader:
                 if level:
                     options["overview_level"] = level - 1
                     self._source = self._stack.enter_context(rasterio.open(path, **options))
+            self._open = partial(rasterio.open, path, **options)
             self._bands = bands or list(whole.indexes)
             self.header = self._describe(whole, num_levels=num_levels, level=level)
             self._check_store()
@@ -115,19 +125,37 @@ class RasterioReader:
     def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """[height, width, bands] of the chosen bands."""
         place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
+        self._check_above(window)
         if out is None:
             shape = (window.height_px, window.width_px, self.header.bands)
             out = np.empty(shape, self.header.dtype)
         try:
-            self._source.read(self._bands, window=place, out=np.moveaxis(out, -1, 0))
+            with complaints() as heard:
+                self._source.read(self._bands, window=place, out=np.moveaxis(out, -1, 0))
             self._check_store()
         except (RasterioError, OSError) as error:
-            raise SourceError(self._told(error), window=window) from self._failure or error
+            self._failed = SourceError(self._told(error), window=window)
+            raise self._failed from self._failure or error
+        if heard:
+            self._open_again()
+            raise SourceError(heard[0], window=window)
         return out
 
     def keep_tiles(self, num_bytes: int) -> None:
         """GDAL has one cache for all that a process has open: this is its size."""
         setenv(GDAL_CACHEMAX=num_bytes)
+
+    def _open_again(self) -> None:
+        """GDAL keeps a tile that was complained of, and would give it without a word next time."""
+        self._source.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            self._source = self._stack.enter_context(self._open())
+
+    def _check_above(self, window: Window) -> None:
+        failed = self._failed.window if self._failed and self._from_the_top else None
+        if failed and window.top_px + window.height_px > failed.top_px:
+            raise SourceError(str(self._failed), window=window)
 
     @property
     def _failure(self) -> OSError | None:
