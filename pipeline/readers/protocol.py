@@ -30,6 +30,10 @@ def _rebuild(cause: str, window: Window | None) -> SourceError:
     return SourceError(cause, window=window)
 
 
+class StreamError(SourceError):
+    """Damage in the one stream of a whole image: no part of it can be trusted."""
+
+
 class MachineError(OSError):
     """The machine or the store failed, not the source: the job ends instead of going on."""
 

@@ -20,7 +20,7 @@ from rasterio.windows import Window as RasterWindow
 
 from pipeline.grid import Window
 from pipeline.readers.complaints import complaints
-from pipeline.readers.protocol import ImageHeader, SourceError, check_level
+from pipeline.readers.protocol import ImageHeader, SourceError, StreamError, check_level
 from pipeline.readers.watched import WatchedFile
 from pipeline.storage import Location
 
@@ -36,8 +36,8 @@ DRIVERS = {
 }
 # GDAL's own default takes 5 % of the machine for decoded tiles, in every worker.
 CACHE_BYTES = 32_000_000
-FROM_THE_TOP = (".png", ".jpg", ".jpeg")
-"""Decoded line by line: once a line has failed, nothing below it can be trusted."""
+ONE_STREAM = (".png", ".jpg", ".jpeg")
+"""Decoded from the top: damage may show only long after the pixels that it falsified."""
 MICRONS = {"2": 25_400.0, "3": 10_000.0}  # TIFF resolution units: inch, centimetre
 
 
@@ -48,8 +48,7 @@ class RasterioReader:
         self, place: Location, *, suffix: str, level: int, bands: list[int] | None
     ) -> None:
         path = place.path
-        self._from_the_top = suffix in FROM_THE_TOP
-        self._failed: SourceError | None = None
+        self._error = StreamError if suffix in ONE_STREAM else SourceError
         self._remote = None if place.is_local else WatchedFile(place)
         self._stack = ExitStack()
         self._stack.enter_context(
@@ -125,7 +124,6 @@ class RasterioReader:
     def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """[height, width, bands] of the chosen bands."""
         place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
-        self._check_above(window)
         if out is None:
             shape = (window.height_px, window.width_px, self.header.bands)
             out = np.empty(shape, self.header.dtype)
@@ -134,8 +132,7 @@ class RasterioReader:
                 self._source.read(self._bands, window=place, out=np.moveaxis(out, -1, 0))
             self._check_store()
         except (RasterioError, OSError) as error:
-            self._failed = SourceError(self._told(error), window=window)
-            raise self._failed from self._failure or error
+            raise self._error(self._told(error), window=window) from self._failure or error
         if heard:
             self._open_again()
             raise SourceError(heard[0], window=window)
@@ -151,11 +148,6 @@ class RasterioReader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             self._source = self._stack.enter_context(self._open())
-
-    def _check_above(self, window: Window) -> None:
-        failed = self._failed.window if self._failed and self._from_the_top else None
-        if failed and window.top_px + window.height_px > failed.top_px:
-            raise SourceError(str(self._failed), window=window)
 
     @property
     def _failure(self) -> OSError | None:
