@@ -94,6 +94,8 @@ class LimitsConfig:
     max_bands: int = 4096
     max_tile_mb: int = 512
     """The largest tile or strip a source may hold: a decoder must keep all of one in memory."""
+    max_expansion: float = 10_000.0
+    """Bytes of pixels a byte of the file, for images that declare more than 1 GB of pixels."""
     max_download_gb: float = 100.0
     """The largest remote slide copied to the worker's disk (openslide reads local files only)."""
 

@@ -7,6 +7,7 @@ pixels of an image are a function of its own bytes.
 
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +19,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from pipeline.grid import Window
-from pipeline.readers.protocol import ImageHeader, SourceError, check_level
+from pipeline.readers.complaints import complaints
+from pipeline.readers.protocol import ImageHeader, SourceError, StreamError, check_level
 from pipeline.readers.watched import WatchedFile
 from pipeline.storage import Location
 
@@ -34,6 +36,8 @@ DRIVERS = {
 }
 # GDAL's own default takes 5 % of the machine for decoded tiles, in every worker.
 CACHE_BYTES = 32_000_000
+ONE_STREAM = (".png", ".jpg", ".jpeg")
+"""Decoded from the top: damage may show only long after the pixels that it falsified."""
 MICRONS = {"2": 25_400.0, "3": 10_000.0}  # TIFF resolution units: inch, centimetre
 
 
@@ -44,6 +48,7 @@ class RasterioReader:
         self, place: Location, *, suffix: str, level: int, bands: list[int] | None
     ) -> None:
         path = place.path
+        self._error = StreamError if suffix in ONE_STREAM else SourceError
         self._remote = None if place.is_local else WatchedFile(place)
         self._stack = ExitStack()
         self._stack.enter_context(
@@ -52,6 +57,9 @@ class RasterioReader:
                 GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
                 GDAL_PAM_ENABLED="NO",
                 GDAL_NUM_THREADS="1",
+                GDAL_ERROR_ON_LIBJPEG_WARNING="YES",
+                # the short cut to a whole PNG takes zeros for what is missing at its end
+                GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",
             )
         )
         options: dict[str, Any] = {"driver": DRIVERS[suffix]}
@@ -67,6 +75,7 @@ class RasterioReader:
                 if level:
                     options["overview_level"] = level - 1
                     self._source = self._stack.enter_context(rasterio.open(path, **options))
+            self._open = partial(rasterio.open, path, **options)
             self._bands = bands or list(whole.indexes)
             self.header = self._describe(whole, num_levels=num_levels, level=level)
             self._check_store()
@@ -119,15 +128,26 @@ class RasterioReader:
             shape = (window.height_px, window.width_px, self.header.bands)
             out = np.empty(shape, self.header.dtype)
         try:
-            self._source.read(self._bands, window=place, out=np.moveaxis(out, -1, 0))
+            with complaints() as heard:
+                self._source.read(self._bands, window=place, out=np.moveaxis(out, -1, 0))
             self._check_store()
         except (RasterioError, OSError) as error:
-            raise SourceError(self._told(error), window=window) from self._failure or error
+            raise self._error(self._told(error), window=window) from self._failure or error
+        if heard:
+            self._open_again()
+            raise SourceError(heard[0], window=window)
         return out
 
     def keep_tiles(self, num_bytes: int) -> None:
         """GDAL has one cache for all that a process has open: this is its size."""
         setenv(GDAL_CACHEMAX=num_bytes)
+
+    def _open_again(self) -> None:
+        """GDAL keeps a tile that was complained of, and would give it without a word next time."""
+        self._source.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            self._source = self._stack.enter_context(self._open())
 
     @property
     def _failure(self) -> OSError | None:
