@@ -10,13 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import GroupingConfig, LimitsConfig
-from pipeline.grid import Grid
+from pipeline.grid import Grid, pieces
 from pipeline.readers.faults import fault_of
-from pipeline.readers.open import is_slide, open_image
+from pipeline.readers.open import is_copied, is_sequential, open_image
 from pipeline.readers.protocol import ImageHeader, SourceError
 from pipeline.schema import shard_name
 from pipeline.sources import SOURCES
-from pipeline.storage import Location
 
 MAX_GROUPS = 2**24  # an image's list of groups must stay a list that one process can hold
 MAX_GROUP_BYTES = 2**30  # Arrow's 32-bit offsets end at 2 GiB a chunk
@@ -130,7 +129,7 @@ def plan_shards(probed: pa.Table, *, side_px: int, shard_mb: int, writer: str) -
 
     Takes    PROBED, any order; images without a header are passed over
     Gives    SHARDS; a shard holds one pixel format: whole images in the order of their ids up to
-             shard_mb, or one of the equal pieces of a single image that is larger than that
+             shard_mb, or one of the pieces of a single image that is larger than that
     Runs as  plain Python in the driver, over headers only
     Memory   about 300 bytes a piece
     Fails    never; the plan depends on the rows, not on their order or on the workers
@@ -163,8 +162,12 @@ def _pack(rows: list[dict[str, Any]], *, side_px: int, shard_mb: int) -> Iterato
         total = grid_of(header, side_px=side_px).num_groups
         most = max(1, shard_mb * 1_000_000 // group_bytes(header, side_px=side_px))
         if total > most:
-            for first in range(0, total, most):
-                count = min(most, total - first)
+            for first, count in pieces(
+                grid_of(header, side_px=side_px),
+                most=most,
+                tile_height_px=header.tile_height_px,
+                tile_width_px=header.tile_width_px,
+            ):
                 yield {"whole_images": False, "pieces": [_piece(row, first, count)]}
             continue
         if together and room < total:
@@ -182,14 +185,17 @@ def _piece(row: dict[str, Any], first: int, count: int) -> dict[str, Any]:
 
 
 def store_tasks(shards: pa.Table) -> list[pa.Table]:
-    """One shard a task; those of one remote slide share a task, because they share its copy."""
+    """One shard a task; those of one image share a task where they share more than its pixels.
+
+    That is the copy of a remote slide, and what was decoded before a row of a PNG or JPEG file.
+    """
     starts, last = [], None
     for place, shard in enumerate(shards.to_pylist()):
         uri = shard["pieces"][0]["uri"]
-        copied = uri if is_slide(uri) and not Location.of(uri).is_local else None
-        if copied is None or copied != last:
+        shared = uri if is_copied(uri) or is_sequential(uri) else None
+        if shared is None or shared != last:
             starts.append(place)
-        last = copied
+        last = shared
     ends = [*starts[1:], shards.num_rows]
     return [shards.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
 

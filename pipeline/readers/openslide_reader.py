@@ -7,9 +7,11 @@ import numpy as np
 import openslide
 
 from pipeline.grid import Window
-from pipeline.readers.protocol import ImageHeader, SourceError, check_level
+from pipeline.readers.protocol import MAX_KEPT_BYTES, ImageHeader, SourceError, check_level
 
 SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".dcm")
+
+CACHE_BYTES = 32_000_000
 
 
 class OpenSlideReader:
@@ -73,9 +75,11 @@ class OpenSlideReader:
         out[...] = colour[..., self._bands]
         return out
 
-    def keep_tiles(self, num_bytes: int) -> None:
-        """Decoded tiles of this slide."""
-        self._slide.set_cache(openslide.OpenSlideCache(num_bytes))
+    def keep_tiles(self, num_tiles: int) -> None:
+        """Openslide keeps 4 bytes a px."""
+        needed = num_tiles * self.header.tile_height_px * self.header.tile_width_px * 4
+        kept = openslide.OpenSlideCache(min(MAX_KEPT_BYTES, CACHE_BYTES + needed))
+        self._slide.set_cache(kept)
 
     def __enter__(self) -> Self:
         return self

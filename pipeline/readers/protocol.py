@@ -10,6 +10,9 @@ from pipeline.config import LimitsConfig
 from pipeline.grid import Window
 from pipeline.schema import DTYPES
 
+MAX_KEPT_BYTES = 256_000_000
+"""Of decoded tiles in a worker: enough for RGB tiles of 512 px over a width of 80,000 px."""
+
 
 class SourceError(Exception):
     """A source that cannot be read, with the cause and, when known, where in the image."""
@@ -69,8 +72,8 @@ class ImageReader(Protocol):
         """
         ...
 
-    def keep_tiles(self, num_bytes: int) -> None:
-        """Keep so much of what was decoded, the last used: what is read again costs nothing."""
+    def keep_tiles(self, num_tiles: int) -> None:
+        """Keep so many decoded tiles, the last used, up to MAX_KEPT_BYTES of them."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -18,7 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from pipeline.grid import Window
-from pipeline.readers.protocol import ImageHeader, SourceError, check_level
+from pipeline.readers.protocol import MAX_KEPT_BYTES, ImageHeader, SourceError, check_level
 from pipeline.readers.watched import WatchedFile
 from pipeline.storage import Location
 
@@ -33,7 +33,7 @@ DRIVERS = {
     ".jpeg": "JPEG",
 }
 # GDAL's own default takes 5 % of the machine for decoded tiles, in every worker.
-CACHE_BYTES = 32_000_000
+CACHE_BYTES = 8_000_000
 MICRONS = {"2": 25_400.0, "3": 10_000.0}  # TIFF resolution units: inch, centimetre
 
 
@@ -125,9 +125,13 @@ class RasterioReader:
             raise SourceError(self._told(error), window=window) from self._failure or error
         return out
 
-    def keep_tiles(self, num_bytes: int) -> None:
-        """GDAL has one cache for all that a process has open: this is its size."""
-        setenv(GDAL_CACHEMAX=num_bytes)
+    def keep_tiles(self, num_tiles: int) -> None:
+        """GDAL has one cache for all that a process has open, and counts its own notes in."""
+        header = self.header
+        # A tile brings all bands that lie in it, asked for or not.
+        values = header.tile_height_px * header.tile_width_px * self._source.count
+        needed = num_tiles * values * np.dtype(header.dtype).itemsize
+        setenv(GDAL_CACHEMAX=min(MAX_KEPT_BYTES, CACHE_BYTES + needed * 11 // 10))
 
     @property
     def _failure(self) -> OSError | None:

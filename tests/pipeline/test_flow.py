@@ -72,7 +72,7 @@ def test_real_files_good_and_bad_make_one_dataset(shared: Path, tmp_path: Path) 
     ]
     quarantine = parquet.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist()
     assert [row["image_id"] for row in quarantine] == ["corrupt", "unopenable", "unreadable"]
-    assert quarantine[0]["window"] == "rows 512-640, columns 0-1024"
+    assert quarantine[0]["window"] == "rows 512-640, columns 512-640"
 
 
 @pytest.mark.ray
