@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fit_model.augment.config import UNCHANGED, AugmentConfig
+from fit_model.augment.views import View
 from fit_model.groups import GroupBatch, collate
 from fit_model.pixels import GenerateConfig, require_drawable
 from fit_model.stored_pixels import StoredPixels
+from jobs.augmenting import draw_views, read_seen
 from jobs.sharing import ALONE, Seat
 from jobs.targets import HeadConfig, Labelled
 from pipeline.dataset import Dataset, ImageGroups, ImageRecord
@@ -92,6 +95,7 @@ class Feed:
         labelled: which of them are trained on.
         head: what is learned.
         config: which of them make a step.
+        augment: what chance changes about them.
         seat: the worker's place among all.
     """
 
@@ -102,12 +106,14 @@ class Feed:
         labelled: Labelled,
         head: HeadConfig,
         config: BatchConfig,
+        augment: AugmentConfig = UNCHANGED,
         seat: Seat = ALONE,
     ) -> None:
         self.dataset = dataset
         self.labelled = labelled
         self.head = head
         self.config = config
+        self.augment = augment
         self.seat = seat
 
     def stream(self, first_step: int, last_step: int, *, ahead: int = 3) -> Iterator[Batch]:
@@ -152,7 +158,7 @@ class Feed:
     def num_bytes(self, share: Share) -> int:
         """Pixels of these images, whoever holds their groups."""
         return sum(
-            len(record.groups)
+            self.augment.most_groups(len(record.groups))
             * self.dataset.info.group_side_px**2
             * record.bands
             * np.dtype(record.dtype).itemsize
@@ -164,12 +170,14 @@ class Feed:
         records = [self.labelled.records[index] for index in share.images]
         values, seed = self.labelled.values, self.config.seed
         seeds = [image_seed(seed, step=share.step, image=index) for index in share.images]
+        views = draw_views(records, seeds, config=self.augment, seat=self.seat)
+        seen = [len(each.stored) for each in views or ()] or [len(each.groups) for each in records]
         return Batch(
-            groups=read_images(self.dataset, records, head=self.head, seat=self.seat),
+            groups=read_images(self.dataset, records, head=self.head, seat=self.seat, views=views),
             targets=None if values is None else values[share.images],
             seeds=torch.tensor(seeds),
             weights=torch.full((len(records),), share.weight),
-            groups_per_image=[len(record.groups) for record in records] if share.weight else [],
+            groups_per_image=seen if share.weight else [],
         )
 
 
@@ -179,17 +187,31 @@ def image_seed(seed: int, *, step: int, image: int) -> int:
 
 
 def read_images(
-    dataset: Dataset, records: Sequence[ImageRecord], *, head: HeadConfig, seat: Seat = ALONE
+    dataset: Dataset,
+    records: Sequence[ImageRecord],
+    *,
+    head: HeadConfig,
+    seat: Seat = ALONE,
+    views: Sequence[View] | None = None,
 ) -> GroupBatch:
-    """A worker's share of the stored groups of these images; their pixels stay where they are.
+    """A worker's share of the groups of these images, or of views of them; pixels stay where
+    they are.
 
     Pixels that a model must not learn to make are refused here, by their image: later, on an
     accelerator, nobody looks at values any more.
     """
-    images = [
-        as_batch(dataset.read(record, groups=run), record)
-        for record, run in zip(records, seat.runs(records), strict=True)
-    ]
+    if views is None:
+        images = [
+            as_batch(dataset.read(record, groups=run), record)
+            for record, run in zip(records, seat.runs(records), strict=True)
+        ]
+    else:
+        runs = seat.runs_of([each.row.tolist() for each in views])
+        parts = [each.part(run) for each, run in zip(views, runs, strict=True)]
+        images = [
+            part.of(as_batch(read_seen(dataset, record, part.stored.tolist()), record))
+            for record, part in zip(records, parts, strict=True)
+        ]
     if isinstance(head, GenerateConfig):
         for record, groups in zip(records, images, strict=True):
             try:

@@ -37,12 +37,13 @@ def bounded_of(
 def demand_of(config: Any, model: ModelConfig, records: Sequence[ImageRecord]) -> Demand:
     """A micro-batch of the largest images."""
     largest = max(records, key=lambda record: len(record.groups))
+    num_groups = config.augment.most_groups(len(largest.groups))
     source = model.input
     group_bytes = source.group_side_px**2 * source.bands * PIXEL_DTYPES[largest.dtype].itemsize
     return Demand(
         model=model,
-        groups_per_image=len(largest.groups),
-        pixel_bytes=len(largest.groups) * group_bytes,
+        groups_per_image=num_groups,
+        pixel_bytes=num_groups * group_bytes,
         pixels_are="mapped" if Location.of(config.dataset).is_local else "read",
         images_per_step=config.batch.images_per_step,
         accumulation=config.batch.accumulation,

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fit_model.augment.config import AugmentConfig
 from fit_model.bounded.config import BoundedConfig
 from fit_model.model import ModelConfig
 from fit_model.models import build
@@ -67,6 +68,7 @@ class Assignment:
     split: str
     model: ModelConfig
     batch: BatchConfig
+    augment: AugmentConfig
     optimizer: OptimizerConfig
     engine: EngineConfig
     bounded: BoundedConfig | None
@@ -153,6 +155,7 @@ class Loop:
             labelled=labelled,
             head=self.task.model.head,
             config=self.task.batch,
+            augment=self.task.augment,
             seat=self.seat,
         )
         return feed.stream(self.finished_steps, self.task.total_steps)
