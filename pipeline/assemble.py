@@ -170,7 +170,6 @@ def digest_of(images: list[StoredImage], *, labels: Labels, config: PreprocessCo
     settings = {
         "schema_version": SCHEMA_VERSION,
         "group_side_px": config.grouping.group_side_px,
-        "level": config.grouping.level,
         "bands": config.grouping.bands,
         "background": {**background, "leave_out": sorted(background["leave_out"])},
         "label_columns": labels.columns,

@@ -16,8 +16,14 @@ class GroupingConfig:
     """Side of the square that becomes one group, in px of the chosen level."""
     patch_px: int = 16
     """The patch side training intends; only checked here: groups are stored as plain tiles."""
-    level: int = 0
-    """0 is full resolution; 1 the first overview, and so on."""
+    level: int | None = None
+    """0 is full resolution, as is None; 1 the first overview, and so on."""
+    mpp: float | None = None
+    """Instead of `level`: the level of each image with so many microns per px."""
+    resolution: float | None = None
+    """Instead of `level`: the level of each image with px of so many units of its CRS (metres)."""
+    spacing_tolerance: float = 0.1
+    """How far the nearest level may be off, as a share; an image without one goes to quarantine."""
     bands: list[int] | None = None
     """Which bands to keep, counted from 1; None keeps all."""
 
@@ -33,12 +39,24 @@ class GroupingConfig:
                 f"group_side_px {self.group_side_px} is no multiple of patch_px {self.patch_px}: "
                 f"take {near}, or another patch"
             )
-        if self.level < 0:
-            raise ValueError(f"level {self.level} is negative: 0 is full resolution")
+        self._check_level()
         if self.bands is not None and (
             not self.bands or min(self.bands) < 1 or len(set(self.bands)) < len(self.bands)
         ):
             raise ValueError(f"bands {self.bands}: give different numbers counted from 1")
+
+    def _check_level(self) -> None:
+        names = ("level", "mpp", "resolution")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            told = ", ".join(f"{name} {getattr(self, name):g}" for name in given)
+            raise ValueError(f"grouping has {told}: the level is chosen by one of them")
+        if self.level is not None and self.level < 0:
+            raise ValueError(f"level {self.level} is negative: 0 is full resolution")
+        for name in ("mpp", "resolution", "spacing_tolerance"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"grouping.{name} {value:g} must be more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ import pyarrow as pa
 from pipeline.config import GroupingConfig, LimitsConfig
 from pipeline.grid import Grid, pieces
 from pipeline.readers.faults import fault_of
-from pipeline.readers.open import is_copied, is_sequential, open_image
+from pipeline.readers.levels import level_of
+from pipeline.readers.open import LastImage, is_copied, is_sequential
 from pipeline.readers.protocol import ImageHeader, SourceError
 from pipeline.schema import shard_name
 from pipeline.sources import SOURCES
@@ -75,22 +76,31 @@ def probe_images(images: pa.Table, *, grouping: GroupingConfig, limits: LimitsCo
              fails, the last row says so as `fault`, and the rows after it are missing
     """
     rows: list[dict[str, Any]] = []
-    for row in images.to_pylist():
-        header, cause, fault = None, None, None
-        try:
-            with open_image(
-                row["uri"], level=grouping.level, bands=grouping.bands, limits=limits
-            ) as image:
-                _check_grid(image.header, grouping=grouping)
-                header = asdict(image.header)
-        except (SourceError, OSError, MemoryError) as error:
-            cause = SourceError(str(error)).cause
-            fault = fault_of(error, uri=row["uri"])
-        probed = {"header": header, "cause": cause, "fault": fault, "peak_worker_gb": peak_gb()}
-        rows.append({**row, **probed})
-        if fault:
-            break
+    with LastImage() as opened:
+        for row in images.to_pylist():
+            header, cause, fault = None, None, None
+            try:
+                header = asdict(_header(opened, row["uri"], grouping=grouping, limits=limits))
+            except (SourceError, OSError, MemoryError) as error:
+                cause = SourceError(str(error)).cause
+                fault = fault_of(error, uri=row["uri"])
+            probed = {"header": header, "cause": cause, "fault": fault, "peak_worker_gb": peak_gb()}
+            rows.append({**row, **probed})
+            if fault:
+                break
     return pa.Table.from_pylist(rows, schema=PROBED)
+
+
+def _header(
+    opened: LastImage, uri: str, *, grouping: GroupingConfig, limits: LimitsConfig
+) -> ImageHeader:
+    """Of the level that is meant."""
+    level = grouping.level or 0
+    image = opened.open(uri, level=level, bands=grouping.bands, limits=limits)
+    if (meant := level_of(image, grouping=grouping)) != level:
+        image = opened.open(uri, level=meant, bands=grouping.bands, limits=limits)
+    _check_grid(image.header, grouping=grouping)
+    return image.header
 
 
 def _check_grid(header: ImageHeader, *, grouping: GroupingConfig) -> None:

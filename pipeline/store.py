@@ -176,7 +176,7 @@ def _content(
     side = grouping.group_side_px
     grid = grid_of(planned, side_px=side)
     most = max(1, READ_BYTES // group_bytes(planned, side_px=side))
-    image = images.open(piece["uri"], level=grouping.level, bands=grouping.bands, limits=limits)
+    image = images.open(piece["uri"], level=planned.level, bands=grouping.bands, limits=limits)
     if repr(image.header) != repr(planned):  # repr: NaN nodata equals itself
         raise SourceError("changed while it was being preprocessed")
     image.keep_tiles(

@@ -75,6 +75,12 @@ class OpenSlideReader:
         out[...] = colour[..., self._bands]
         return out
 
+    @property
+    def downsamples(self) -> list[float]:
+        """As openslide tells them."""
+        told = self._slide.level_downsamples
+        return [down / told[0] for down in told]
+
     def keep_tiles(self, num_tiles: int) -> None:
         """Openslide keeps 4 bytes a px."""
         needed = num_tiles * self.header.tile_height_px * self.header.tile_width_px * 4

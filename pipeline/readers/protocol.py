@@ -65,6 +65,11 @@ class ImageReader(Protocol):
         """What is known before a pixel is read."""
         ...
 
+    @property
+    def downsamples(self) -> list[float]:
+        """Of every level: how many px of level 0 lie along the side of one of its px."""
+        ...
+
     def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """[height, width, bands] in the source's dtype; SourceError when it cannot be decoded.
 

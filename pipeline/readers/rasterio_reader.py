@@ -61,7 +61,8 @@ class RasterioReader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 whole = self._stack.enter_context(rasterio.open(path, **options))
-                num_levels = 1 + len(whole.overviews(1))
+                self._factors = whole.overviews(1)
+                num_levels = 1 + len(self._factors)
                 check_level(level, num_levels=num_levels)
                 self._source = whole
                 if level:
@@ -132,6 +133,11 @@ class RasterioReader:
         values = header.tile_height_px * header.tile_width_px * self._source.count
         needed = num_tiles * values * np.dtype(header.dtype).itemsize
         setenv(GDAL_CACHEMAX=min(MAX_KEPT_BYTES, CACHE_BYTES + needed * 11 // 10))
+
+    @property
+    def downsamples(self) -> list[float]:
+        """From the factors that GDAL finds in the sizes of overviews."""
+        return [1.0, *map(float, self._factors)]
 
     @property
     def _failure(self) -> OSError | None:
