@@ -165,8 +165,10 @@ def digest_of(images: list[StoredImage], *, labels: Labels, config: PreprocessCo
     """
     digest = hashlib.sha256()
     background = asdict(config.background)
+    del background["masks"]
     if "glass" not in background["leave_out"]:
-        background = {"leave_out": background["leave_out"]}
+        shares = ("min_content_share",) if "mask" in background["leave_out"] else ()
+        background = {name: background[name] for name in ("leave_out", *shares)}
     settings = {
         "schema_version": SCHEMA_VERSION,
         "group_side_px": config.grouping.group_side_px,

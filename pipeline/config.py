@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-BACKGROUND_KINDS = ("nodata", "glass")
+BACKGROUND_KINDS = ("nodata", "alpha", "glass", "mask")
 ON_ERROR = ("quarantine", "quarantine_groups", "fail")
 SPLITS = ("train", "validation", "test")
 
@@ -64,13 +64,17 @@ class BackgroundConfig:
     """Which groups hold nothing worth storing."""
 
     leave_out: tuple[str, ...] = ("nodata",)
-    """"nodata": every value missing. "glass": the bright, colourless background of a slide."""
+    """"nodata": every value missing. "alpha": transparent, by an alpha band or the mask inside the
+    file. "glass": the bright, colourless background of a slide. "mask": what `masks` leave out."""
+    masks: str | None = None
+    """A folder with a mask for every image, of its name (its id) and of any size and raster format:
+    it spans the same picture, and is not 0 in what to keep."""
     glass_saturation: float = 8 / 255
     """A cell of 8 x 8 px shows tissue above this HSV saturation ..."""
     glass_brightness: float = 0.8
     """... or below this HSV value (ink, pigment, dark artefacts stay)."""
     min_content_share: float = 0.01
-    """A group with a smaller share of such cells is glass."""
+    """A group with a smaller share of such cells is glass; of what to keep, it is masked."""
 
     def __post_init__(self) -> None:
         for kind in self.leave_out:
@@ -78,6 +82,11 @@ class BackgroundConfig:
                 raise ValueError(
                     f"background.leave_out {kind!r} is unknown: take {', '.join(BACKGROUND_KINDS)}"
                 )
+        if ("mask" in self.leave_out) != (self.masks is not None):
+            raise ValueError(
+                f"background.leave_out {list(self.leave_out)} with background.masks {self.masks}: "
+                f"mask in the one and a folder as the other belong together"
+            )
         for name in ("glass_saturation", "glass_brightness", "min_content_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"background.{name} {getattr(self, name)} lies outside 0 to 1")

@@ -64,7 +64,12 @@ def preprocess(
         class_labels=config.class_labels,
     )
 
-    probe = partial(probe_images, grouping=config.grouping, limits=config.limits)
+    probe = partial(
+        probe_images,
+        grouping=config.grouping,
+        limits=config.limits,
+        background=config.background,
+    )
     tasks = [
         found.images.slice(start, PROBED_TOGETHER)
         for start in range(0, found.images.num_rows, PROBED_TOGETHER)

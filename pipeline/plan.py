@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import GroupingConfig, LimitsConfig
+from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
 from pipeline.grid import Grid, pieces
+from pipeline.masks import mask_of
 from pipeline.readers.faults import fault_of
 from pipeline.readers.levels import level_of
 from pipeline.readers.open import LastImage, is_copied, is_sequential
@@ -65,15 +66,22 @@ SHARDS = pa.schema(
 )
 
 
-def probe_images(images: pa.Table, *, grouping: GroupingConfig, limits: LimitsConfig) -> pa.Table:
+def probe_images(
+    images: pa.Table,
+    *,
+    grouping: GroupingConfig,
+    limits: LimitsConfig,
+    background: BackgroundConfig | None = None,
+) -> pa.Table:
     """Stage 1 of 5: images -> what their headers say.
 
     Takes    image_id, uri: string
     Gives    the same rows in the same order, plus header, or the cause why there is none
     Runs as  a task of one CPU; a batch of 16 images pays for the task's start
     Memory   one header; a remote slide is copied to the worker's disk while it is open
-    Fails    never: a source that cannot be opened becomes a cause; where the machine or the store
-             fails, the last row says so as `fault`, and the rows after it are missing
+    Fails    never: a source that cannot be opened, or has no mask, becomes a cause; where the
+             machine or the store fails, the last row says so as `fault`, and the rows after it are
+             missing
     """
     rows: list[dict[str, Any]] = []
     with LastImage() as opened:
@@ -81,8 +89,10 @@ def probe_images(images: pa.Table, *, grouping: GroupingConfig, limits: LimitsCo
             header, cause, fault = None, None, None
             try:
                 header = asdict(_header(opened, row["uri"], grouping=grouping, limits=limits))
+                if background is not None and background.masks is not None:
+                    mask_of(row["image_id"], folder=background.masks)
             except (SourceError, OSError, MemoryError) as error:
-                cause = SourceError(str(error)).cause
+                header, cause = None, SourceError(str(error)).cause
                 fault = fault_of(error, uri=row["uri"])
             probed = {"header": header, "cause": cause, "fault": fault, "peak_worker_gb": peak_gb()}
             rows.append({**row, **probed})

@@ -19,6 +19,7 @@ from pipeline.extract import (
     squares_of,
 )
 from pipeline.grid import kept_tiles
+from pipeline.masks import leave_out_masked, open_mask
 from pipeline.plan import grid_of, group_bytes, header_of, peak_gb
 from pipeline.readers.faults import fault_of
 from pipeline.readers.open import LastImage
@@ -182,13 +183,16 @@ def _content(
     image.keep_tiles(
         kept_tiles(grid, tile_height_px=planned.tile_height_px, tile_width_px=planned.tile_width_px)
     )
-    for first, count in grid.runs(piece["first_group"], piece["num_groups"], most=most):
-        rows = addresses(piece["image_id"], grid=grid, first=first, count=count)
-        groups = extract(rows, image=image, grid=grid)
-        if groups.num_rows:
-            groups = leave_out_background(groups, background=background, nodata=planned.nodata)
-        if groups.num_rows:
-            yield groups
+    runs = grid.runs(piece["first_group"], piece["num_groups"], most=most)
+    with open_mask(piece["image_id"], background=background, limits=limits) as mask:
+        for first, count in runs:
+            rows = addresses(piece["image_id"], grid=grid, first=first, count=count)
+            rows = leave_out_masked(rows, image=image, mask=mask, grid=grid, background=background)
+            groups = extract(rows, image=image, grid=grid) if rows.num_rows else rows
+            if groups.num_rows:
+                groups = leave_out_background(groups, background=background, nodata=planned.nodata)
+            if groups.num_rows:
+                yield groups
 
 
 class WriteError(OSError):

@@ -56,15 +56,7 @@ class OpenSlideReader:
 
     def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """[height, width, bands]; what the scanner skipped shows the slide's background colour."""
-        down = self._slide.level_downsamples[self._level]
-        corner = (round(window.left_px * down), round(window.top_px * down))
-        try:
-            region = self._slide.read_region(
-                corner, self._level, (window.width_px, window.height_px)
-            )
-        except (openslide.OpenSlideError, OSError) as error:
-            raise SourceError(str(error), window=window) from error
-        pixels = np.asarray(region)
+        pixels = self._region(window)
         colour, alpha = pixels[..., :3], pixels[..., 3:]
         if alpha.min() < 255:
             share = alpha.astype(np.float32) / 255
@@ -74,6 +66,22 @@ class OpenSlideReader:
             return colour[..., self._bands]
         out[...] = colour[..., self._bands]
         return out
+
+    def alpha(self, window: Window) -> np.ndarray | None:
+        """0 where the scanner skipped."""
+        return self._region(window)[..., 3]
+
+    def _region(self, window: Window) -> np.ndarray:
+        """[height, width, RGBA]."""
+        down = self._slide.level_downsamples[self._level]
+        corner = (round(window.left_px * down), round(window.top_px * down))
+        try:
+            region = self._slide.read_region(
+                corner, self._level, (window.width_px, window.height_px)
+            )
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SourceError(str(error), window=window) from error
+        return np.asarray(region)
 
     @property
     def downsamples(self) -> list[float]:

@@ -77,6 +77,10 @@ class ImageReader(Protocol):
         """
         ...
 
+    def alpha(self, window: Window) -> np.ndarray | None:
+        """[height, width], 0 where nothing is to be seen; None where the image says nothing."""
+        ...
+
     def keep_tiles(self, num_tiles: int) -> None:
         """Keep so many decoded tiles, the last used, up to MAX_KEPT_BYTES of them."""
         ...

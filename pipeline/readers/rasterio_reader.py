@@ -1,8 +1,9 @@
 """GeoTIFF, COG, BigTIFF, JPEG 2000, PNG and JPEG through rasterio (GDAL).
 
 Bands are kept as they are, an alpha band included. What marks missing pixels is the declared nodata
-value; internal masks are not read. Sidecar files (.aux.xml, .ovr, .msk) are never looked for: the
-pixels of an image are a function of its own bytes.
+value; alpha and the mask inside a file tell which groups hold nothing, where that is asked for.
+Sidecar files (.aux.xml, .ovr, .msk) are never looked for: the pixels of an image are a function of
+its own bytes.
 """
 
 import warnings
@@ -13,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio.enums import MaskFlags
 from rasterio.env import setenv
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
@@ -126,11 +128,23 @@ class RasterioReader:
             raise SourceError(self._told(error), window=window) from self._failure or error
         return out
 
+    def alpha(self, window: Window) -> np.ndarray | None:
+        """The alpha band, or the mask inside the file."""
+        if MaskFlags.per_dataset not in self._source.mask_flag_enums[0]:
+            return None
+        place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
+        try:
+            shown = self._source.read_masks(1, window=place)
+            self._check_store()
+        except (RasterioError, OSError) as error:
+            raise SourceError(self._told(error), window=window) from self._failure or error
+        return shown
+
     def keep_tiles(self, num_tiles: int) -> None:
         """GDAL has one cache for all that a process has open, and counts its own notes in."""
         header = self.header
-        # A tile brings all bands that lie in it, asked for or not.
-        values = header.tile_height_px * header.tile_width_px * self._source.count
+        # A tile brings all bands that lie in it, asked for or not; a mask is one more.
+        values = header.tile_height_px * header.tile_width_px * (self._source.count + 1)
         needed = num_tiles * values * np.dtype(header.dtype).itemsize
         setenv(GDAL_CACHEMAX=min(MAX_KEPT_BYTES, CACHE_BYTES + needed * 11 // 10))
 

@@ -61,8 +61,9 @@ def test_an_image_without_such_a_level_or_without_a_spacing_is_put_aside_with_th
     assert probed(scene, resolution=2.0, spacing_tolerance=0.5)["header"]["level"] == 1
     assert "does not say its microns per px" in probed(scene, mpp=1.0)["cause"]
     slide = shared / "data" / "small.svs"
-    assert "no level within 10% of 2 microns per px: its levels have 0.499" in (
-        probed(slide, mpp=2.0)["cause"]
+    assert (
+        "no level within 10% of 2 microns per px: its levels have 0.499"
+        in (probed(slide, mpp=2.0)["cause"])
     )
     assert "has no CRS" in probed(slide, resolution=1.0)["cause"]
 
