@@ -152,13 +152,11 @@ class GroupBatch:
         """The same batch on another device; asynchronous from pinned memory."""
         if isinstance(self.pixels, Tensor) and self.pixels.device == torch.device(device):
             return self
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return GroupBatch(
-            **{
-                name: None if values is None else values.to(device, non_blocking=True)
-                for name, values in parts.items()
-            }
-        )
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, values in parts.items():
+            if values is not None:
+                parts[name] = values.to(device, non_blocking=True)
+        return GroupBatch(**parts)
 
 
 def collate(batches: Sequence[GroupBatch]) -> GroupBatch:

@@ -171,13 +171,15 @@ class Feed:
         values, seed = self.labelled.values, self.config.seed
         seeds = [image_seed(seed, step=share.step, image=index) for index in share.images]
         views = draw_views(records, seeds, config=self.augment, seat=self.seat)
-        seen = [len(each.stored) for each in views or ()] or [len(each.groups) for each in records]
+        counts = [len(each.groups) for each in records]
+        if views is not None:
+            counts = [len(each.stored) for each in views]
         return Batch(
             groups=read_images(self.dataset, records, head=self.head, seat=self.seat, views=views),
             targets=None if values is None else values[share.images],
             seeds=torch.tensor(seeds),
             weights=torch.full((len(records),), share.weight),
-            groups_per_image=seen if share.weight else [],
+            groups_per_image=counts if share.weight else [],
         )
 
 
@@ -194,8 +196,7 @@ def read_images(
     seat: Seat = ALONE,
     views: Sequence[View] | None = None,
 ) -> GroupBatch:
-    """A worker's share of the groups of these images, or of views of them; pixels stay where
-    they are.
+    """A worker's share of the groups of these images, or of views of them, left where they lie.
 
     Pixels that a model must not learn to make are refused here, by their image: later, on an
     accelerator, nobody looks at values any more.

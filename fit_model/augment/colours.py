@@ -64,15 +64,15 @@ class Colours:
 
     def values(self, values: Squares) -> Squares:
         """Normalised pixels, scaled and shifted; a row of self a group."""
-        return values * spread(self.scale, values) + spread(self.shift, values)
+        return torch.addcmul(spread(self.shift, values), values, spread(self.scale, values))
 
     def _stained(self, pixels: Squares) -> Squares:
-        density = -((pixels + 1.0) / 256.0).log()
-        changed = spread(self.density_shift, pixels)
-        for band in range(3):
-            # no matrix product: mixed precision would round it
-            changed = changed + density[..., band, None] * spread(self.density_mix[:, band], pixels)
-        return (256.0 * (-changed).exp() - 1.0).clamp(0.0, 255.0)
+        logs = ((pixels + 1.0) / 256.0).log_().flatten(1, 2)
+        shift, mix = self.density_shift.to(logs.dtype), self.density_mix.to(logs.dtype)
+        # mixed precision would round the product
+        with torch.autocast(pixels.device.type, enabled=False):
+            changed = torch.baddbmm(-shift[:, None], logs, mix)
+        return changed.exp_().mul_(256.0).sub_(1.0).clamp_(0.0, 255.0).view_as(pixels)
 
 
 def spread(rows: Float64[Tensor, "g _"], pixels: Squares) -> Float[Tensor, "g 1 1 _"]:

@@ -52,8 +52,10 @@ class View:
                 Turn(symmetry=self.symmetry, height_px=height, width_px=width)
                 for height, width in zip(height_px.tolist(), width_px.tolist(), strict=True)
             ]
-            lazy = isinstance(pixels, StoredPixels)
-            pixels = pixels.turned(turns) if lazy else turned(pixels, turns)
+            if isinstance(pixels, StoredPixels):
+                pixels = pixels.turned(turns)
+            else:
+                pixels = turned(pixels, turns)
         height_px, width_px = self.symmetry.extent(height_px, width_px)
         return GroupBatch(
             pixels=pixels,

@@ -10,7 +10,7 @@ import torch
 from fit_model.augment.config import AugmentConfig
 from fit_model.groups import GroupBatch
 from fit_model.vix import VixConfig
-from jobs.augmenting import head_of_views, require_augmentable
+from jobs.augmenting import draw_views, head_of_views, require_augmentable
 from jobs.batches import Batch, Feed
 from jobs.sharing import Seat
 from jobs.targets import GenerateTarget, read_labelled
@@ -165,6 +165,18 @@ def test_only_the_groups_of_a_crop_are_read(dataset, monkeypatch):
     assert batch.groups.grid_rows.max() == 2
     assert max(batch.groups_per_image) == 4
     assert batch.megapixels <= 4 * len(batch.seeds) * SIDE_PX**2 / 1e6
+
+
+def test_crops_that_are_read_row_by_row_hold_a_row_for_every_worker(dataset):
+    record = replace(
+        dataset.images("train")[0], grid_rows=5, grid_columns=2, groups=(2, 3, 6, 7, 8, 9)
+    )
+    for seed in range(20):
+        seen = draw_views(
+            [record], [seed], config=AugmentConfig(crop_groups=(2, 2)),
+            seat=Seat(groups=2, unit="rows"),
+        )  # fmt: skip
+        assert [each.stored.tolist() for each in seen] == [[2, 3, 4, 5]]
 
 
 def require(config: TrainConfig, dataset: Dataset, augment: AugmentConfig, *, groups=1) -> None:

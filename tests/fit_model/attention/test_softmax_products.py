@@ -94,6 +94,14 @@ def test_no_sequences_and_no_queries_give_nothing(shape: tuple[int, int, int, in
     assert all(each.abs().sum() == 0 for each in torch.autograd.grad(mixed.sum(), [key, value]))
 
 
+def test_a_second_derivative_is_refused_rather_than_left_out() -> None:
+    ours = inputs((1, 2, 5, 5), dtype=torch.bfloat16)
+    mixed = softmax.softmax(*ours).sum()
+    torch.autograd.grad(mixed, ours, retain_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative: leave create_graph out"):
+        torch.autograd.grad(mixed, ours, create_graph=True)
+
+
 def relative(got: Tensor, want: Tensor) -> float:
     """The size of the difference to that of what is wanted, or to 1 where that is tiny."""
     return float(
