@@ -5,9 +5,10 @@ Submit   farreach submit preprocess CONFIG.yaml [key=value ...] --address http:/
 Reads    `sources`: a folder, a list of files or a CSV/Parquet table with `uri` (GeoTIFF, COG,
          BigTIFF, JPEG 2000, PNG, JPEG, SVS, NDPI, MRXS ...; local or s3://); `labels`: a CSV or
          Parquet table with `image`, label columns and perhaps `split`
-Writes   `output`/dataset.json, images.parquet, quarantine.parquet, shards/*.arrow
+Writes   `output`/dataset.json, images-*.parquet, quarantine-*.parquet, shards/*.arrow
 Needs    CPU cores only; each worker holds one core and well under 1 GB
-Again    a finished output is refused unless if_exists=replace; an unfinished one is cleaned up
+Again    an unfinished output goes on with what is missing; a finished one is refused unless
+         if_exists=replace, or if_exists=append, which stores the images that are not in it
 
 Example  farreach preprocess sources=scans output=dataset grouping.group_side_px=512
 """
@@ -70,6 +71,7 @@ def _say(report: PreprocessReport, console: Console) -> None:
         f"({speed:.1f} megapixels/s), at most {report.peak_worker_gb:.2f} GB a worker",
         highlight=False,
     )
+    _say_what_was_there(report, console)
     if report.ignored_files:
         console.print(f"{len(report.ignored_files)} file(s) are no images and were passed over")
     for what, bad in {"image": report.quarantined, "group": report.bad_groups}.items():
@@ -87,6 +89,21 @@ def _say(report: PreprocessReport, console: Console) -> None:
     console.print(
         f"next: farreach train CONFIG.yaml dataset={escape(report.output)}", highlight=False
     )
+
+
+def _say_what_was_there(report: PreprocessReport, console: Console) -> None:
+    if report.resumed_groups:
+        console.print(f"went on with a job that had done {report.resumed_groups} group(s)")
+    if report.kept_images:
+        added = report.images - report.kept_images
+        console.print(f"added {added} image(s) to {report.kept_images}")
+    if report.vanished:
+        named = ", ".join(report.vanished[:QUARANTINE_LINES])
+        rest = ", ..." if len(report.vanished) > QUARANTINE_LINES else ""
+        console.print(
+            f"{len(report.vanished)} image(s) stay though the sources have them no more: "
+            f"{escape(named)}{rest}"
+        )
 
 
 if __name__ == "__main__":

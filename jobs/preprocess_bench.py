@@ -9,11 +9,12 @@ Needs    a CPU core a worker, 5 GB of disk; `output` must not exist yet
 Example  farreach bench preprocess images='[[jpeg, 5000]]' rounds=1
 
 The ceiling is a bare loop over the same windows with the same library, on as many processes, all
-started beforehand. Preprocessing is the real one, on Ray, from the files to a dataset on the disk;
+started beforehand and as nice as Ray's workers. Preprocessing is the real one, on Ray, from the files to a dataset on the disk;
 its workers are started by a run before, which does not count. Rounds take turns. Each image has a
 Ray of its own, so the peak of a worker's memory belongs to it alone.
 """
 
+import os
 import shutil
 import tempfile
 import time
@@ -36,6 +37,9 @@ from jobs.whole_folder import require_new
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.flow import preprocess
 from pipeline.storage import Location
+
+RAY_NICENESS = 15
+"""Of Ray's workers: with other work on the machine the bare loop must give way as they do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,9 @@ def taking_turns(path: Path, config: PreprocessBench) -> tuple[list[Round], floa
     ever had, in GB.
     """
     rounds = []
-    with get_context("spawn").Pool(config.workers) as pool, connect(num_cpus=config.workers):
+    niceness = int(os.environ.get("RAY_worker_niceness", RAY_NICENESS))
+    pool = get_context("spawn").Pool(config.workers, initializer=os.nice, initargs=(niceness,))
+    with pool, connect(num_cpus=config.workers):
         for _ in range(1 + config.rounds):
             began = time.perf_counter()
             decode_all(str(path), group_side_px=config.group_side_px, rows_together=4, pool=pool)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,27 @@ class StoredImage:
         return Moments.from_row(np.array(self.row["moments"]))
 
 
-class Assembly:
-    """Takes the pieces in any order; an image is folded as soon as its last piece is there."""
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a finished dataset holds already and the new one takes over."""
 
-    def __init__(self, probed: pa.Table, *, config: PreprocessConfig) -> None:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """IMAGES, without split."""
+    bad_groups: list[dict[str, Any]] = field(default_factory=list)
+    """QUARANTINE, of these images."""
+    vanished: list[str] = field(default_factory=list)
+    """Images among them that the sources no longer have."""
+
+
+class Assembly:
+    """Takes the pieces in any order; an image is folded as soon as its last piece is there.
+
+    Images of `kept` are there from the beginning.
+    """
+
+    def __init__(
+        self, probed: pa.Table, *, config: PreprocessConfig, kept: Kept | None = None
+    ) -> None:
         self._side_px = config.grouping.group_side_px
         self._probed = {row["image_id"]: row for row in probed.to_pylist()}
         self._pieces: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -48,7 +65,9 @@ class Assembly:
             for image, row in self._probed.items()
             if row["header"] is not None
         }
-        self.images: dict[str, StoredImage] = {}
+        kept = kept or Kept()
+        self.kept = kept
+        self.images = {row["image_id"]: StoredImage(row=row) for row in kept.rows}
         self.quarantine: list[dict[str, Any]] = [
             {
                 "image_id": image,
@@ -60,13 +79,14 @@ class Assembly:
             for image, row in self._probed.items()
             if row["header"] is None
         ]
-        self.num_bad_groups = 0
+        self.quarantine += kept.bad_groups
+        self.num_bad_groups = len(kept.bad_groups)
         """Rows of the quarantine that name a group; the others name an image."""
-        self.orphans: set[str] = set()
-        """Shards of images that turned out damaged elsewhere; they hold nothing else."""
         self.num_groups = sum(self._missing.values())
         self.num_done = 0
-        self.peak_worker_gb = max(row["peak_worker_gb"] for row in self._probed.values())
+        self.peak_worker_gb = max(
+            (row["peak_worker_gb"] for row in self._probed.values()), default=0.0
+        )
 
     def add(self, piece: dict[str, Any]) -> None:
         """One row of STORED."""
@@ -89,7 +109,6 @@ class Assembly:
         parts = [piece["part"] for piece in pieces if piece["part"] is not None]
         named = {"image_id": image, "uri": probed["uri"]}
         if damaged:
-            self.orphans.update(part["shard"] for part in parts)
             said = {name: damaged[0][name] for name in ("window", "cause")}
             self.quarantine.append({**named, "group": None, **said})
             return

@@ -5,6 +5,8 @@ from typing import Literal
 
 BACKGROUND_KINDS = ("nodata", "alpha", "glass", "mask")
 ON_ERROR = ("quarantine", "quarantine_groups", "fail")
+IF_EXISTS = ("refuse", "replace", "append")
+CHANGED = ("refuse", "store_again")
 SPLITS = ("train", "validation", "test")
 
 
@@ -119,6 +121,8 @@ class LimitsConfig:
     max_bands: int = 4096
     max_tile_mb: int = 512
     """The largest tile or strip a source may hold: a decoder must keep all of one in memory."""
+    max_expansion: float = 10_000.0
+    """Bytes of pixels a byte of the file, for images that declare more than 1 GB of pixels."""
     max_download_gb: float = 100.0
     """The largest remote slide copied to the worker's disk (openslide reads local files only)."""
 
@@ -150,7 +154,11 @@ class PreprocessConfig:
     """The job fails when more images than this are put aside; None has no limit."""
     max_bad_groups: int | None = None
     """The same for single groups of images that stay; counted with quarantine_groups alone."""
-    if_exists: Literal["refuse", "replace"] = "refuse"
+    if_exists: Literal["refuse", "replace", "append"] = "refuse"
+    """A finished dataset at `output`: is in the way, is replaced by a new one when that is whole,
+    or gets the images that are not in it; labels then name all images."""
+    changed: Literal["refuse", "store_again"] = "refuse"
+    """With append, an image whose source has another size or tag than the one that was stored."""
     shard_mb: int = 64
 
     def __post_init__(self) -> None:
@@ -163,8 +171,11 @@ class PreprocessConfig:
                 f"class_labels {list(self.class_labels)} needs labels: name the table they are in"
             )
         self._check_quarantine()
-        if self.if_exists not in ("refuse", "replace"):
-            raise ValueError(f"if_exists {self.if_exists!r} is unknown: take refuse or replace")
+        for name, known in {"if_exists": IF_EXISTS, "changed": CHANGED}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is unknown: take {', '.join(known)}"
+                )
         if not 1 <= self.shard_mb <= 2048:
             raise ValueError(f"shard_mb {self.shard_mb} lies outside 1 to 2048")
 

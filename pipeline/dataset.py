@@ -6,7 +6,6 @@ image's record batches lie, and the format says what is in them.
 """
 
 import hashlib
-import re
 import threading
 import zlib
 from collections import OrderedDict
@@ -14,15 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 
 from pipeline.extract import flat_bytes, group_hash
-from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part
+from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part, stored_table
 from pipeline.schema import INFO, PixelFormat, group_schema
 from pipeline.storage import Location
 
 OPEN_MAPS = 128  # each holds a file descriptor, of which a process has about a thousand
-TABLE_NAME = re.compile(r"(images|quarantine)(-b)?\.parquet")
 PLACE_COLUMNS = ("group", "row", "column", "valid_height_px", "valid_width_px", "crc32")
 
 
@@ -175,11 +172,4 @@ class Dataset:
                 )
 
     def _table(self, kind: str) -> pa.Table:
-        table = self.info.tables[kind]
-        if not TABLE_NAME.fullmatch(table["name"]):
-            raise ValueError(f"{self.place}: dataset.json names a table {table['name']!r}")
-        content = self.place.child(table["name"]).read_bytes()
-        if hashlib.sha256(content).hexdigest() != table["sha256"]:
-            raise ValueError(f"{self.place}: {table['name']} is damaged; preprocess again")
-        # Arrow's threads would hold Python objects, and abort a process that ends meanwhile
-        return parquet.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        return stored_table(self.place, self.info, kind)

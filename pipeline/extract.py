@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipeline.grid import Grid
 from pipeline.readers.faults import told_fault
-from pipeline.readers.protocol import ImageReader, SourceError
+from pipeline.readers.protocol import ImageReader, SourceError, StreamError
 from pipeline.schema import ADDRESSES, tensor_column
 
 
@@ -59,13 +59,13 @@ def extract_readable(
 ) -> pa.Table:
     """extract_groups of the rows that can be read; the others go to `bad_groups`.
 
-    A strip that fails is read again group by group, so one damaged tile costs the groups it lies
-    in. Fails where the machine or the store does: then good groups would look bad.
+    Rows that fail are read again group by group, so one damaged tile costs the groups it lies in.
+    Fails where the machine or the store does, and where an image is a single stream (PNG, JPEG).
     """
     try:
         return extract_groups(rows, image=image, grid=grid)
     except SourceError as error:
-        if told_fault(error):
+        if told_fault(error) or isinstance(error, StreamError):
             raise
         if rows.num_rows == 1:
             bad_groups[rows["group"][0].as_py()] = error

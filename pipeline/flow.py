@@ -11,16 +11,21 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 
-from pipeline.assemble import Assembly
+from pipeline.append import kept_images
+from pipeline.assemble import Assembly, Kept
 from pipeline.config import PreprocessConfig
+from pipeline.content_settings import settings_of
 from pipeline.labels import read_labels
-from pipeline.output import check_output, claim
-from pipeline.plan import plan_shards, probe_images, store_tasks
+from pipeline.output import Claim, claim, look_at_output
+from pipeline.plan import ShardNames, plan_shards, probe_and_note, store_tasks
 from pipeline.publish import PreprocessReport, publish
 from pipeline.quarantine import check_damage
+from pipeline.resuming import probed_before, stored_before
 from pipeline.sources import find_images
+from pipeline.storage import Location
 from pipeline.store import store_shards
 
 __all__ = ["PreprocessReport", "on_ray", "preprocess"]
@@ -29,7 +34,9 @@ Stage = Callable[[pa.Table], pa.Table]
 StageRunner = Callable[[Stage, list[pa.Table]], Iterator[pa.Table]]
 """(stage, one table a task) -> the stage's tables, in any order."""
 PROBED_TOGETHER = 16
-"""Images a task: reading a header takes less time than starting a task."""
+"""Images a task, or more: reading a header takes less time than starting a task."""
+PROBE_TASKS = 4096
+"""Each leaves an entry in the journal, which a job that goes on must read."""
 
 
 def on_ray(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
@@ -53,61 +60,98 @@ def preprocess(
     progress: Callable[[int, int], None] | None = None,
     run_stage: StageRunner = on_ray,
 ) -> PreprocessReport:
-    """Make the dataset that `config` describes; `progress` hears (groups done, groups in all)."""
+    """Make the dataset that `config` describes; `progress` hears (groups done, groups in all).
+
+    Killed and begun again with the same settings, it goes on with what is missing.
+    """
     began = time.monotonic()
-    place = check_output(config.output, if_exists=config.if_exists)
+    settings = settings_of(config)
+    start = look_at_output(config.output, settings=settings, if_exists=config.if_exists)
     found = find_images(config.sources)
+    kept = kept_images(start, found.images, config=config)
     labels = read_labels(
         config.labels,
-        images=found.images["image_id"].to_pylist(),
+        images=sorted([*found.images["image_id"].to_pylist(), *kept.vanished]),
         splits=config.splits,
         class_labels=config.class_labels,
     )
-
-    probe = partial(
-        probe_images,
-        grouping=config.grouping,
-        limits=config.limits,
-        background=config.background,
-    )
-    tasks = [
-        found.images.slice(start, PROBED_TOGETHER)
-        for start in range(0, found.images.num_rows, PROBED_TOGETHER)
-    ]
-    probed = pa.concat_tables(_without_fault(run_stage(probe, tasks)))
-    assembly = Assembly(probed, config=config)
-    _check_probed(probed, assembly, config=config)
-
-    with claim(place) as claimed:
+    with claim(start) as claimed:
+        probed = _probe(claimed, _without(found.images, kept), config=config, run_stage=run_stage)
+        assembly = Assembly(probed, config=config, kept=kept)
+        _check_probed(probed, assembly, config=config)
+        names = ShardNames(job=claimed.job, settings=settings)
+        before = stored_before(claimed, probed, names=names, config=config)
+        for piece in before:
+            assembly.add(piece)
+        resumed_groups = assembly.num_done
         shards = plan_shards(
             probed,
             side_px=config.grouping.group_side_px,
             shard_mb=config.shard_mb,
-            writer=claimed.writer,
+            names=names,
+            stored={(piece["image_id"], piece["first_group"]) for piece in before},
         )
-        store = partial(
-            store_shards,
-            output=str(place),
-            grouping=config.grouping,
-            background=config.background,
-            limits=config.limits,
-            on_error=config.on_error,
-        )
-        for stored in _without_fault(run_stage(store, store_tasks(shards))):
+        if progress:
+            progress(assembly.num_done, assembly.num_groups)
+        for stored in _store(shards, config=config, run_stage=run_stage):
             for piece in stored.to_pylist():
                 assembly.add(piece)
             if progress:
                 progress(assembly.num_done, assembly.num_groups)
+            if claimed.lease.lost:
+                claimed.check()
             check_damage(assembly, config=config)
         digest = publish(claimed, assembly, labels=labels, config=config)
-
     return PreprocessReport.of(
         assembly,
-        output=str(place),
+        output=str(start.place),
         digest=digest,
         seconds=time.monotonic() - began,
         ignored_files=found.ignored_files,
+        resumed_groups=resumed_groups,
     )
+
+
+def _without(images: pa.Table, kept: Kept) -> pa.Table:
+    """The images that have to be stored."""
+    there = pa.array([row["image_id"] for row in kept.rows], pa.string())
+    return images.filter(pc.invert(pc.is_in(images["image_id"], there)))
+
+
+def _probe(
+    claimed: Claim, images: pa.Table, *, config: PreprocessConfig, run_stage: StageRunner
+) -> pa.Table:
+    """PROBED of all images; the headers that this job had read before are not read again."""
+    before = probed_before(claimed, images, limits=config.limits)
+    missing = images.filter(pc.invert(pc.is_in(images["image_id"], before["image_id"])))
+    probe = partial(
+        probe_and_note,
+        output=str(claimed.place),
+        job=claimed.job,
+        grouping=config.grouping,
+        limits=config.limits,
+        background=config.background,
+    )
+    together = max(PROBED_TOGETHER, missing.num_rows // PROBE_TASKS)
+    tasks = [missing.slice(start, together) for start in range(0, missing.num_rows, together)]
+    done = _without_fault(run_stage(probe, tasks)) if tasks else ()
+    return pa.concat_tables([before, *done])
+
+
+def _store(
+    shards: pa.Table, *, config: PreprocessConfig, run_stage: StageRunner
+) -> Iterator[pa.Table]:
+    """STORED of every shard, as tasks finish."""
+    store = partial(
+        store_shards,
+        output=str(Location.of(config.output)),
+        grouping=config.grouping,
+        background=config.background,
+        limits=config.limits,
+        on_error=config.on_error,
+    )
+    if shards.num_rows:
+        yield from _without_fault(run_stage(store, store_tasks(shards)))
 
 
 def _without_fault(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

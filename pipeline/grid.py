@@ -109,7 +109,7 @@ def _touched(side_px: int, tile_px: int) -> int:
     return side_px // tile_px if side_px % tile_px == 0 else (side_px - 2) // tile_px + 2
 
 
-def pieces(
+def cut(
     grid: Grid, *, most: int, tile_height_px: int, tile_width_px: int
 ) -> Iterator[tuple[int, int]]:
     """Split an image into (first, count) pieces of about `most` groups, for several workers.

@@ -51,8 +51,10 @@ def identities_of(places: list[Location]) -> dict[Location, Identity]:
         if len(members) < LISTED_FROM:
             single += members
         else:
-            listed = _listed(folder)
-            found |= {place: listed.get(place.path) for place in members}
+            listed = folder.listing_here()
+            for place in members:
+                info = listed.get(PurePosixPath(place.path).name)
+                found[place] = None if info is None else _told(info)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         found |= dict(zip(single, pool.map(_remote, single), strict=True))
     return {place: identity for place, identity in found.items() if identity is not None}
@@ -73,15 +75,6 @@ def _remote(place: Location) -> Identity | None:
             return _told(place.filesystem.info(place.path))
     except FileNotFoundError:
         return None
-
-
-def _listed(folder: Location) -> dict[str, Identity]:
-    try:
-        with explained(folder):
-            infos = folder.filesystem.ls(folder.path, detail=True)
-    except FileNotFoundError:
-        return {}
-    return {info["name"]: _told(info) for info in infos}
 
 
 def _told(info: dict[str, Any]) -> Identity:

@@ -1,17 +1,14 @@
 """Where a dataset comes to be: claimed, filled, and published by one last file.
 
-    unfinished.json   first: says that what lies here is ours and not whole
-    shards, tables    under the names of a generation that no finished dataset uses
+    lease-*.json      first: no other job works here
+    unfinished.json   which job it is; what lies here is ours and not whole
+    shards, journal   under names of this job: killed, it goes on from them when it is begun again
+    tables            under names of this job
     dataset.json      last: from this moment on the dataset exists (or the old one is replaced)
-    clean-up          the former generation's files, then unfinished.json
+    clean-up          what dataset.json does not need; then unfinished.json; then the lease
 
-A crash at any point leaves the old dataset, the new one, or none that looks whole; the next run
-cleans up. Only files with names of ours are ever deleted.
-
-unfinished.json names the job that may publish. Nobody can tell a crashed job from a slow one, so a
-second job takes over by writing its own name; the first one then finds that out before it publishes
-and fails, with its shards under names of its own. There is no lock: two jobs that reach the same
-instant between that check and dataset.json are not kept apart.
+A crash at any point leaves the old dataset, the new one, or none that looks whole. Only files with
+names of ours are ever deleted.
 """
 
 import hashlib
@@ -20,137 +17,219 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from pipeline.schema import GENERATIONS, INFO, OUR_FILES, PARTIAL, UNFINISHED, table_name
+from pipeline.content_settings import difference, settings_in
+from pipeline.current import Current, read_current
+from pipeline.lease import LEASE, Lease, hold
+from pipeline.schema import (
+    INFO,
+    JOB,
+    JOURNAL_FOLDER,
+    OUR_FILES,
+    PARTIAL,
+    SHARDS_FOLDER,
+    UNFINISHED,
+    table_name,
+)
 from pipeline.storage import Location
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """unfinished.json: a job, and the settings that its shards depend on."""
+
+    job: str
+    settings: dict[str, Any]
+    published: str | None
+    """The job that was killed after it had published, where this one only ends its work."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The right to write one generation of a dataset."""
+    """The right to write a dataset, under the names of one job."""
 
     place: Location
-    generation: str
     job: str
-
-    @property
-    def writer(self) -> str:
-        """What the names of this job's shards begin with."""
-        return f"{self.generation}-{self.job}"
+    lease: Lease
+    names: frozenset[str]
+    """What this job had written before it was killed."""
 
     def check(self) -> None:
         """Still ours; ValueError once another job has taken the output over."""
-        if not self._is_ours():
-            raise ValueError(
-                f"{self.place}: another preprocess job has taken over this output, so nothing was "
-                f"published; run one job at a time, or give each its own output"
-            )
-
-    def _is_ours(self) -> bool:
-        try:
-            return json.loads(self.place.child(UNFINISHED).read_bytes())["job"] == self.job
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return False
+        self.lease.check()
 
     def write_table(self, kind: str, table: pa.Table) -> dict[str, str]:
         """Store a table; gives its name and checksum for dataset.json."""
         sink = io.BytesIO()
         parquet.write_table(table, sink, compression="zstd")
         content = sink.getvalue()
-        name = table_name(kind, generation=self.generation)
+        name = table_name(kind, job=self.job)
         self.check()
         self.place.child(name).write_bytes(content)
         return {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
 
-    def remove(self, names: set[str]) -> None:
-        """Delete files of this generation."""
-        for name in sorted(names):
-            self.place.child(name).delete()
-
-    def publish(self, info: dict[str, Any]) -> None:
-        """The last step; afterwards only this generation is left."""
-        content = json.dumps({**info, "generation": self.generation}, indent=2) + "\n"
+    def publish(self, info: dict[str, Any], *, shards: set[str]) -> None:
+        """The last step; afterwards nothing is left but this dataset."""
+        content = json.dumps({**info, "job": self.job}, indent=2) + "\n"
         self.check()
         self.place.child(INFO).write_bytes(content.encode())
-        _clean(self.place, keep=self.generation, writer=self.writer)
-        if self._is_ours():
+        _sweep(self.place, keep=shards | {table["name"] for table in info["tables"].values()})
+        self.place.child(UNFINISHED).delete()
+
+    def forget_headers(self) -> None:
+        """Leave nothing behind where no shard has been stored: headers are soon read again."""
+        ours = _of_job(self.place.files(), self.job)
+        if not self.lease.lost and not any(_is_work(name) for name in ours):
+            self.place.delete_below(ours)
             self.place.child(UNFINISHED).delete()
 
-    def discard(self) -> None:
-        """Delete what this job wrote, and nothing of a job that took over."""
-        ours = self._is_ours()
-        tables = {table_name(kind, generation=self.generation) for kind in ("images", "quarantine")}
-        for name in self.place.files():
-            shard = name.startswith((f"shards/{self.writer}-", f"shards/.{self.writer}-"))
-            if shard or (ours and name in tables):
-                self.place.child(name).delete()
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a job finds at its output before it begins."""
+
+    place: Location
+    settings: dict[str, Any]
+    if_exists: str
+    current: Current | None
+    published: str | None
+    """The job that was killed after it had published: this one ends its work."""
 
 
-def check_output(output: str, *, if_exists: str) -> Location:
-    """The output's place, free to be written; ValueError when something is in the way."""
+def look_at_output(output: str, *, settings: dict[str, Any], if_exists: str) -> Start:
+    """An output that is free to be written; ValueError when something is in the way."""
     place = Location.of(output)
+    current = read_current(place)
+    published = None if if_exists == "append" else _published_before(current, settings=settings)
     if place.is_local and place.exists() and not place.is_folder():
         raise ValueError(f"{place}: is a file; output names a folder")
-    names = set(place.files())
-    if INFO in names:
-        if if_exists == "refuse":
-            raise ValueError(
-                f"{place}: holds a dataset already; take another output, or if_exists=replace"
-            )
-    elif names and UNFINISHED not in names:
+    if current is None:
+        _check_free(place)
+    elif if_exists == "refuse" and published is None:
         raise ValueError(
-            f"{place}: is not empty and holds no dataset ({min(names)}); take another output"
+            f"{place}: holds a dataset already; take another output, "
+            f"or if_exists=append or if_exists=replace"
         )
-    return place
+    return Start(
+        place=place, settings=settings, if_exists=if_exists, current=current, published=published
+    )
+
+
+def _check_free(place: Location) -> None:
+    names = place.files()
+    foreign = [name for name in names if not (PARTIAL.fullmatch(name) or LEASE.fullmatch(name))]
+    if foreign and UNFINISHED not in names:
+        raise ValueError(
+            f"{place}: is not empty and holds no dataset ({foreign[0]}); take another output"
+        )
+
+
+def _published_before(current: Current | None, *, settings: dict[str, Any]) -> str | None:
+    if current is None or current.info is None or settings_in(current.info.settings) != settings:
+        return None
+    unfinished = _unfinished(current.place)
+    if unfinished is None:
+        return current.job if any(map(LEASE.fullmatch, current.place.files_here())) else None
+    return current.job if current.job in (unfinished.job, unfinished.published) else None
 
 
 @contextmanager
-def claim(place: Location) -> Iterator[Claim]:
-    """Write a dataset inside this block; left without `publish`, what was written is removed."""
-    current = _current(place)
-    generation = next(name for name in GENERATIONS if name != current)
-    claimed = Claim(place=place, generation=generation, job=uuid4().hex[:12])
-    what = "farreach preprocess has not finished here; its next run cleans up"
-    place.child(UNFINISHED).write_bytes(json.dumps({"what": what, "job": claimed.job}).encode())
-    _clean(place, keep=current)
-    try:
-        yield claimed
-    except BaseException:
-        # A task that still runs may add a shard after this: unfinished.json stays for the next run,
-        # which also cleans up where the store is what failed.
-        with suppress(OSError):
-            claimed.discard()
-        raise
+def claim(start: Start) -> Iterator[Claim]:
+    """Write a dataset inside this block; left without `publish`, the same job may go on later.
+
+    ValueError when another job is at work, or when one of other settings has not finished.
+    """
+    place = start.place
+    with hold(place) as lease:
+        if read_current(place) != start.current:
+            raise ValueError(f"{place}: another preprocess job has just finished here; begin again")
+        names = place.files()
+        job = _job_to_go_on_with(start, names) or _new_job(start)
+        ours = _of_job(names, job)
+        needed = set() if start.current is None else start.current.files()
+        _sweep(place, keep=ours | (set(names) if needed is None else needed))
+        claimed = Claim(place=place, job=job, lease=lease, names=frozenset(ours))
+        try:
+            yield claimed
+        except ValueError:
+            with suppress(OSError):
+                claimed.forget_headers()
+            raise
+        finally:
+            _remove_empty_folders(place)
 
 
-def _current(place: Location) -> str | None:
-    """The generation of the finished dataset, if there is one."""
-    if not place.child(INFO).exists():
+def _new_job(start: Start) -> str:
+    job = uuid4().hex[:12]
+    said = {
+        "what": "farreach preprocess has not finished here; the same command goes on with it",
+        "job": job,
+        "settings": start.settings,
+        "published": start.published,
+    }
+    start.place.child(UNFINISHED).write_bytes(json.dumps(said, indent=2).encode())
+    return job
+
+
+def _job_to_go_on_with(start: Start, names: list[str]) -> str | None:
+    """The unfinished job of these settings, if there is one."""
+    unfinished, current = _unfinished(start.place), start.current
+    if unfinished is None or (current is not None and unfinished.job == current.job):
         return None
+    if unfinished.settings == start.settings:
+        return unfinished.job
+    if start.if_exists == "replace" or not any(map(_is_work, _of_job(names, unfinished.job))):
+        return None
+    remedy = (
+        "start over with if_exists=replace"
+        if current is None
+        else f"give up its work by deleting {UNFINISHED}"
+    )
+    raise ValueError(
+        f"{start.place}: a job of other settings has not finished here: "
+        f"{difference(unfinished.settings, start.settings)}; take its settings, or {remedy}"
+    )
+
+
+def _unfinished(place: Location) -> Unfinished | None:
+    """None also where a crash has left half of it."""
     try:
-        generation = json.loads(place.child(INFO).read_bytes())["generation"]
-    except (ValueError, KeyError, TypeError):
-        generation = None
-    if generation not in GENERATIONS:
-        raise ValueError(f"{place}: dataset.json is damaged or not ours; delete the folder first")
-    return generation
+        told = json.loads(place.child(UNFINISHED).read_bytes())
+        unfinished = Unfinished(
+            job=told["job"], settings=dict(told["settings"]), published=told["published"]
+        )
+        return unfinished if JOB.fullmatch(unfinished.job) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _clean(place: Location, *, keep: str | None, writer: str = "") -> None:
-    """Delete our files of every generation but one, and of that the shards of other writers."""
-    for name in place.files():
-        stray = name.startswith("shards/") and not name.startswith(f"shards/{writer}")
-        ours = OUR_FILES.fullmatch(name) and (stray or _generation(name) != keep)
-        if PARTIAL.fullmatch(name) or ours:
-            place.child(name).delete()
+def _of_job(names: list[str], job: str) -> set[str]:
+    begins = (f"{SHARDS_FOLDER}/{job}-", f"{JOURNAL_FOLDER}/{job}-")
+    return {name for name in names if name.startswith(begins) and OUR_FILES.fullmatch(name)}
 
 
-def _generation(name: str) -> str:
-    if name.startswith("shards/"):
-        return name.removeprefix("shards/")[0]
-    return "b" if name.endswith("-b.parquet") else "a"
+def _is_work(name: str) -> bool:
+    return "-probed-" not in name
+
+
+def _sweep(place: Location, *, keep: set[str]) -> None:
+    """Delete our files but these, and every draft."""
+    place.delete_below(
+        name
+        for name in place.files()
+        if PARTIAL.fullmatch(name) or (OUR_FILES.fullmatch(name) and name not in keep)
+    )
+
+
+def _remove_empty_folders(place: Location) -> None:
+    if not place.is_local:
+        return
+    for folder in (JOURNAL_FOLDER, SHARDS_FOLDER):
+        with suppress(OSError):
+            (Path(place.path) / folder).rmdir()

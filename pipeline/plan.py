@@ -1,16 +1,18 @@
 """Look at every image's header, then decide which shard holds which groups."""
 
+import hashlib
+import json
 import resource
-from collections.abc import Iterator
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
-from pipeline.grid import Grid, pieces
+from pipeline.grid import Grid, cut
+from pipeline.journal import probed_name, write_entry
 from pipeline.masks import mask_of
 from pipeline.readers.faults import fault_of
 from pipeline.readers.levels import level_of
@@ -18,6 +20,7 @@ from pipeline.readers.open import LastImage, is_copied, is_sequential
 from pipeline.readers.protocol import ImageHeader, SourceError
 from pipeline.schema import shard_name
 from pipeline.sources import SOURCES
+from pipeline.storage import Location
 
 MAX_GROUPS = 2**24  # an image's list of groups must stay a list that one process can hold
 MAX_GROUP_BYTES = 2**30  # Arrow's 32-bit offsets end at 2 GiB a chunk
@@ -39,6 +42,7 @@ HEADER = pa.struct(
         ("transform", pa.list_(pa.float64())),
     ]
 )
+NAMED_BY = ("image_id", "source_bytes", "source_tag", "first_group", "num_groups")
 PROBED = pa.schema(
     [
         *SOURCES,
@@ -52,6 +56,8 @@ PIECE = pa.struct(
     [
         ("image_id", pa.string()),
         ("uri", pa.string()),
+        ("source_bytes", pa.int64()),
+        ("source_tag", pa.string()),
         ("header", HEADER),
         ("first_group", pa.int32()),
         ("num_groups", pa.int32()),
@@ -113,6 +119,27 @@ def _header(
     return image.header
 
 
+def probe_and_note(
+    images: pa.Table,
+    *,
+    output: str,
+    job: str,
+    grouping: GroupingConfig,
+    limits: LimitsConfig,
+    background: BackgroundConfig,
+) -> pa.Table:
+    """probe_images, and what it gives also becomes an entry of the journal."""
+    probed = probe_images(images, grouping=grouping, limits=limits, background=background)
+    if probed["fault"].null_count < probed.num_rows:
+        return probed
+    try:
+        write_entry(Location.of(output), probed_name(job, images), probed)
+    except OSError as error:
+        fault = f"{output}: cannot be written ({' '.join(str(error).split())})"
+        return pa.Table.from_pylist([{"fault": fault, "peak_worker_gb": peak_gb()}], schema=PROBED)
+    return probed
+
+
 def _check_grid(header: ImageHeader, *, grouping: GroupingConfig) -> None:
     num_groups = grid_of(header, side_px=grouping.group_side_px).num_groups
     if num_groups > MAX_GROUPS:
@@ -144,28 +171,53 @@ def header_of(row: dict[str, Any]) -> ImageHeader:
     return ImageHeader(**fields)
 
 
-def plan_shards(probed: pa.Table, *, side_px: int, shard_mb: int, writer: str) -> pa.Table:
+@dataclass(frozen=True, kw_only=True)
+class ShardNames:
+    """Names a shard by the job and by what the shard will hold."""
+
+    job: str
+    settings: dict[str, Any]
+    """All that decides, beside the sources, what is stored."""
+
+    def of(self, pieces: list[dict[str, Any]]) -> str:
+        """Changes with the settings, and with a source's id, size or tag, but not with its uri."""
+        held = [[piece[name] for name in NAMED_BY] for piece in pieces]
+        content = json.dumps([self.settings, held], sort_keys=True)
+        return shard_name(self.job, hashlib.sha256(content.encode()).hexdigest()[:16])
+
+
+def plan_shards(
+    probed: pa.Table,
+    *,
+    side_px: int,
+    shard_mb: int,
+    names: ShardNames,
+    stored: Collection[tuple[str, int]] = (),
+) -> pa.Table:
     """Stage 2 of 5: headers -> shards, each one task's work.
 
     Takes    PROBED, any order; images without a header are passed over
     Gives    SHARDS; a shard holds one pixel format: whole images in the order of their ids up to
-             shard_mb, or one of the pieces of a single image that is larger than that
+             shard_mb, or one of the pieces of a single image that is larger than that; pieces in
+             `stored`, as (image_id, first group), are there already
     Runs as  plain Python in the driver, over headers only
     Memory   about 300 bytes a piece
     Fails    never; the plan depends on the rows, not on their order or on the workers
     """
     rows = sorted((r for r in probed.to_pylist() if r["header"]), key=lambda r: r["image_id"])
     formats = sorted({_format(row) for row in rows})
-    numbered = (
+    packed = (
         shard
         for kept in formats
         for shard in _pack(
-            [row for row in rows if _format(row) == kept], side_px=side_px, shard_mb=shard_mb
+            [row for row in rows if _format(row) == kept],
+            side_px=side_px,
+            shard_mb=shard_mb,
+            stored=stored,
         )
     )
-    name = partial(shard_name, writer=writer)
     return pa.Table.from_pylist(
-        [{"shard": name(number), **shard} for number, shard in enumerate(numbered)], schema=SHARDS
+        [{"shard": names.of(shard["pieces"]), **shard} for shard in packed], schema=SHARDS
     )
 
 
@@ -173,23 +225,42 @@ def _format(row: dict[str, Any]) -> tuple[int, str]:
     return row["header"]["bands"], row["header"]["dtype"]
 
 
-def _pack(rows: list[dict[str, Any]], *, side_px: int, shard_mb: int) -> Iterator[dict[str, Any]]:
+def pieces_of(header: ImageHeader, *, side_px: int, shard_mb: int) -> dict[int, int]:
+    """First group -> number of groups of every piece of an image: one where it fits a shard."""
+    grid = grid_of(header, side_px=side_px)
+    most = _most(header, side_px=side_px, shard_mb=shard_mb)
+    if grid.num_groups <= most:
+        return {0: grid.num_groups}
+    tile = {"tile_height_px": header.tile_height_px, "tile_width_px": header.tile_width_px}
+    return dict(cut(grid, most=most, **tile))
+
+
+def _most(header: ImageHeader, *, side_px: int, shard_mb: int) -> int:
+    """Groups a shard."""
+    return max(1, shard_mb * 1_000_000 // group_bytes(header, side_px=side_px))
+
+
+def _pack(
+    rows: list[dict[str, Any]],
+    *,
+    side_px: int,
+    shard_mb: int,
+    stored: Collection[tuple[str, int]],
+) -> Iterator[dict[str, Any]]:
     """Fill shards in the order of rows; the last one may stay small."""
     together: list[dict[str, Any]] = []
     room = 0
     for row in rows:
         header = header_of(row)
-        total = grid_of(header, side_px=side_px).num_groups
-        most = max(1, shard_mb * 1_000_000 // group_bytes(header, side_px=side_px))
-        if total > most:
-            for first, count in pieces(
-                grid_of(header, side_px=side_px),
-                most=most,
-                tile_height_px=header.tile_height_px,
-                tile_width_px=header.tile_width_px,
-            ):
-                yield {"whole_images": False, "pieces": [_piece(row, first, count)]}
+        pieces = pieces_of(header, side_px=side_px, shard_mb=shard_mb)
+        missing = [first for first in pieces if (row["image_id"], first) not in stored]
+        if len(pieces) > 1:
+            for first in missing:
+                yield {"whole_images": False, "pieces": [_piece(row, first, pieces[first])]}
             continue
+        if not missing:
+            continue
+        total, most = pieces[0], _most(header, side_px=side_px, shard_mb=shard_mb)
         if together and room < total:
             yield {"whole_images": True, "pieces": together}
             together = []
@@ -200,7 +271,7 @@ def _pack(rows: list[dict[str, Any]], *, side_px: int, shard_mb: int) -> Iterato
 
 
 def _piece(row: dict[str, Any], first: int, count: int) -> dict[str, Any]:
-    kept = {name: row[name] for name in ("image_id", "uri", "header")}
+    kept = {name: row[name] for name in (*SOURCES.names, "header")}
     return {**kept, "first_group": first, "num_groups": count}
 
 

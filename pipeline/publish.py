@@ -22,6 +22,7 @@ class PreprocessReport:
     groups: int
     left_out_groups: int
     megapixels: float
+    """Stored by this run: not what was there before it began."""
     seconds: float
     peak_worker_gb: float
     quarantined: list[tuple[str, str | None, str]] = field(default_factory=list)
@@ -29,6 +30,12 @@ class PreprocessReport:
     bad_groups: list[tuple[str, str | None, str]] = field(default_factory=list)
     """The same of groups that could not be read, while their images stay."""
     ignored_files: list[str] = field(default_factory=list)
+    resumed_groups: int = 0
+    """Groups, background included, that this job had done before it was killed and begun again."""
+    kept_images: int = 0
+    """Images that the dataset held already."""
+    vanished: list[str] = field(default_factory=list)
+    """Images among them that the sources no longer have."""
 
     @classmethod
     def of(
@@ -39,6 +46,7 @@ class PreprocessReport:
         digest: str,
         seconds: float,
         ignored_files: list[str],
+        resumed_groups: int,
     ) -> Self:
         """What an assembly adds up to."""
         rows = [image.row for image in assembly.images.values()]
@@ -54,21 +62,30 @@ class PreprocessReport:
             images=len(rows),
             groups=groups,
             left_out_groups=cells - groups - assembly.num_bad_groups,
-            megapixels=sum(row["width_px"] * row["height_px"] for row in rows) / 1e6,
+            megapixels=_read_now(assembly, resumed_groups=resumed_groups),
             seconds=seconds,
             peak_worker_gb=assembly.peak_worker_gb,
             quarantined=bad[True],
             bad_groups=bad[False],
             ignored_files=ignored_files,
+            resumed_groups=resumed_groups,
+            kept_images=len(assembly.kept.rows),
+            vanished=assembly.kept.vanished,
         )
+
+
+def _read_now(assembly: Assembly, *, resumed_groups: int) -> float:
+    """Megapixels of new images, by the share of their groups that was not there before."""
+    kept = {row["image_id"] for row in assembly.kept.rows}
+    new = [image.row for name, image in assembly.images.items() if name not in kept]
+    whole = sum(row["width_px"] * row["height_px"] for row in new) / 1e6
+    return whole * (1 - resumed_groups / max(assembly.num_groups, 1))
 
 
 def publish(claimed: Claim, assembly: Assembly, *, labels: Labels, config: PreprocessConfig) -> str:
     """Write the tables and, last, dataset.json; gives the digest."""
     if assembly.unfinished:
         raise AssertionError(f"pieces are missing of {assembly.unfinished[:3]}")
-    claimed.check()
-    claimed.remove(assembly.orphans)
     images = [assembly.images[name] for name in sorted(assembly.images)]
     names = [image.row["image_id"] for image in images]
     kinds = {"class": pa.string(), "number": pa.float64()}
@@ -104,5 +121,5 @@ def publish(claimed: Claim, assembly: Assembly, *, labels: Labels, config: Prepr
             ),
         },
     }
-    claimed.publish(info)
+    claimed.publish(info, shards={part["shard"] for row in rows for part in row["parts"]})
     return digest

@@ -1,12 +1,16 @@
 """What a dataset tells about itself and its images: frozen records, checked where they are read."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 
-from pipeline.schema import IMAGES, SCHEMA_VERSION, PixelFormat, check_shard_name
+from pipeline.schema import IMAGES, SCHEMA_VERSION, TABLE_NAME, PixelFormat, check_shard_name
+from pipeline.storage import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,8 @@ class DatasetInfo:
 
     schema_version: int
     digest: str
-    generation: str
+    job: str
+    """Which job wrote the tables; their names hold it."""
     group_side_px: int
     formats: tuple[PixelFormat, ...]
     label_columns: dict[str, str]
@@ -133,3 +138,15 @@ class DatasetInfo:
             raise ValueError(
                 f"{of}: dataset.json is damaged ({error!r}); preprocess again"
             ) from error
+
+
+def stored_table(place: Location, info: DatasetInfo, kind: str) -> pa.Table:
+    """The table that dataset.json names, or a ValueError when it is not the one that was meant."""
+    table = info.tables[kind]
+    if not TABLE_NAME.fullmatch(table["name"]):
+        raise ValueError(f"{place}: dataset.json names a table {table['name']!r}")
+    content = place.child(table["name"]).read_bytes()
+    if hashlib.sha256(content).hexdigest() != table["sha256"]:
+        raise ValueError(f"{place}: {table['name']} is damaged; preprocess again")
+    # Arrow's threads would hold Python objects, and abort a process that ends meanwhile
+    return parquet.ParquetFile(pa.BufferReader(content)).read(use_threads=False)

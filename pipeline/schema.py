@@ -2,13 +2,18 @@
 
     DATASET/
       dataset.json        written last; without it there is no dataset
-      images.parquet      a row an image (IMAGES, plus one column a label), sorted by image_id
-      quarantine.parquet  a row an image, or a group of one that stays, that could not be read
+      images-*.parquet    a row an image (IMAGES, plus one column a label), sorted by image_id
+      quarantine-*.parquet  a row an image, or a group of one that stays, that could not be read
       shards/*.arrow      Arrow IPC files of one pixel format; a record batch is a group
 
-dataset.json names the other files. A dataset that replaces another one takes the other set of names
-(images-b.parquet, shards/b-*.arrow), so writing dataset.json is the one moment of change. A shard's
-name also holds the job that wrote it: two jobs at one output never write the same file.
+dataset.json names the tables, and the images table names the shards: what neither names is no part
+of the dataset. Names hold the job that wrote a file, so no job writes over another one's, and
+writing dataset.json is the one moment of change. A shard is also named by what it will hold, so
+that a job that was killed and begun again knows what it has. While a job is not finished, there are
+
+      unfinished.json     which job it is, and the settings that its shards depend on
+      journal/*.arrow     the index of every finished task
+      lease-*.json        who is at work
 """
 
 import re
@@ -22,10 +27,19 @@ INFO = "dataset.json"
 SHARDS_FOLDER = "shards"
 UNFINISHED = "unfinished.json"
 """Lies beside the data while it is being written: the next run may clean up what it names."""
-GENERATIONS = ("a", "b")
-SHARD_NAME = re.compile(r"shards/[ab](-[0-9a-f]{12})?-\d{6,}\.arrow")
-OUR_FILES = re.compile(rf"(images|quarantine)(-b)?\.parquet|{SHARD_NAME.pattern}")
-PARTIAL = re.compile(r"(?:shards/)?\.[\w.-]+\.partial-[0-9a-f]{8}")
+JOURNAL_FOLDER = "journal"
+JOB = re.compile(r"[0-9a-f]{12}")
+SHARD_NAME = re.compile(r"shards/[0-9a-f]{12}-[0-9a-f]{16}\.arrow")
+TABLE_NAME = re.compile(r"(images|quarantine)-[0-9a-f]{12}\.parquet")
+ENTRY_NAME = re.compile(r"journal/[0-9a-f]{12}-(probed-)?[0-9a-f]{16}\.arrow")
+FORMER_NAME = re.compile(
+    r"(images|quarantine)(-b)?\.parquet|shards/[ab](-[0-9a-f]{12})?-\d{6,}\.arrow"
+)
+"""What datasets of schema version 1 consist of."""
+OUR_FILES = re.compile(
+    "|".join(kind.pattern for kind in (SHARD_NAME, TABLE_NAME, ENTRY_NAME, FORMER_NAME))
+)
+PARTIAL = re.compile(r"(?:shards/|journal/)?\.[\w.-]+\.partial-[0-9a-f]{8}")
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
@@ -113,14 +127,19 @@ def group_schema(*, side_px: int, bands: int, dtype: str) -> pa.Schema:
     )
 
 
-def shard_name(number: int, *, writer: str) -> str:
-    """A shard's path below the dataset; `writer` is its generation and job, as in "a-<12 hex>"."""
-    return f"{SHARDS_FOLDER}/{writer}-{number:06d}.arrow"
+def shard_name(job: str, content: str) -> str:
+    """A shard's path below the dataset; `content` is a hash of what it will hold, 16 hex digits."""
+    return f"{SHARDS_FOLDER}/{job}-{content}.arrow"
 
 
-def table_name(kind: str, *, generation: str) -> str:
-    """`images` or `quarantine` as a file name: plain in the first generation."""
-    return f"{kind}.parquet" if generation == GENERATIONS[0] else f"{kind}-{generation}.parquet"
+def entry_name(shard: str) -> str:
+    """The journal's entry for a shard."""
+    return f"{JOURNAL_FOLDER}/{shard.removeprefix(SHARDS_FOLDER + '/')}"
+
+
+def table_name(kind: str, *, job: str) -> str:
+    """`images` or `quarantine` as a file name."""
+    return f"{kind}-{job}.parquet"
 
 
 def check_shard_name(name: str) -> str:

@@ -27,7 +27,7 @@ SOURCES = pa.schema(
         ("source_tag", pa.string()),
     ]
 )
-ID_PART = re.compile(r"[^\\/\x00-\x1f\x7f]{1,255}")
+ID_PART = re.compile(r"[^\\/\x00-\x1f\x7f\ud800-\udfff]{1,255}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,11 @@ Credentials, region and endpoint come from the environment as every AWS client r
 """
 
 import contextlib
+import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  # type: ignore[import-untyped]
 
 SCHEMES = ("file", "s3")
+DELETED_AT_ONCE = 16
+ALREADY_THERE = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,10 @@ class Location:
         """Every file below, as sorted paths relative to here; none when the folder is absent."""
         return sorted(self.listing())
 
+    def files_here(self) -> list[str]:
+        """The same without what lies in folders below: a request for every 1,000 names."""
+        return sorted(self.listing_here())
+
     def listing(self) -> dict[str, dict[str, Any]]:
         """What the filesystem says of every file below, under its path relative to here."""
         with explained(self):
@@ -108,6 +117,20 @@ class Location:
                 if self.is_local or self.filesystem.exists(self.path.split("/")[0]):
                     return {}
                 raise
+        return self._relative(found)
+
+    def listing_here(self) -> dict[str, dict[str, Any]]:
+        """What the filesystem says of every file right here, under its name."""
+        with explained(self):
+            try:
+                # not `find` with a depth: that takes a store that does not answer for an empty one
+                found = self.filesystem.ls(self.path, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        files = {info["name"]: info for info in found if info["type"] != "directory"}
+        return self._relative(files)
+
+    def _relative(self, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         root = self.path.rstrip("/") + "/"
         return {
             name.removeprefix(root): info for name, info in found.items() if name.startswith(root)
@@ -144,10 +167,53 @@ class Location:
         with self.writer() as draft:
             draft.write_bytes(content)
 
+    def create_bytes(self, content: bytes) -> None:
+        """Write a small file that must not be there yet; FileExistsError when it is.
+
+        S3: a conditional put, which AWS, MinIO and most others know.
+        """
+        with explained(self):
+            if not self.is_local:
+                self._create_remotely(content)
+                return
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(self.path).with_name(f".{Path(self.path).name}.partial-{uuid4().hex[:8]}")
+            try:
+                draft.write_bytes(content)
+                _link(draft, Path(self.path))
+            finally:
+                draft.unlink(missing_ok=True)
+
+    def _create_remotely(self, content: bytes) -> None:
+        try:
+            self.filesystem.pipe_file(self.path, content, mode="create")
+        except OSError as error:
+            answer = getattr(error.__cause__, "response", {}).get("Error", {})
+            if answer.get("Code") in ALREADY_THERE:
+                raise FileExistsError(f"{self}: is there already") from error
+            raise
+
+    def delete_below(self, names: Iterable[str]) -> None:
+        """Delete files under relative names, several at a time."""
+        with ThreadPoolExecutor(DELETED_AT_ONCE) as pool:
+            for _ in pool.map(Location.delete, map(self.child, names)):
+                pass
+
     def delete(self) -> None:
         """Delete a file; one that is gone already is no error."""
         with explained(self), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path)
+
+
+def _link(draft: Path, final: Path) -> None:
+    """Give a draft its name, where nothing has it yet."""
+    try:
+        os.link(draft, final)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        with final.open("xb") as target:
+            target.write(draft.read_bytes())
 
 
 @contextlib.contextmanager
@@ -155,6 +221,8 @@ def explained(place: Location) -> Iterator[None]:
     """What the store answered, as one line that names the place."""
     try:
         yield
+    except FileExistsError:
+        raise
     except FileNotFoundError as error:
         missing = "" if place.is_local else " (no such bucket or key)"
         raise FileNotFoundError(f"{place}: not found{missing}") from error

@@ -19,12 +19,13 @@ from pipeline.extract import (
     squares_of,
 )
 from pipeline.grid import kept_tiles
+from pipeline.journal import write_entry
 from pipeline.masks import leave_out_masked, open_mask
 from pipeline.plan import grid_of, group_bytes, header_of, peak_gb
 from pipeline.readers.faults import fault_of
 from pipeline.readers.open import LastImage
 from pipeline.readers.protocol import MachineError, SourceError
-from pipeline.schema import PART, group_schema, tensor_column
+from pipeline.schema import PART, entry_name, group_schema, tensor_column
 from pipeline.statistics import measure
 from pipeline.storage import Location
 
@@ -62,7 +63,8 @@ def store_shards(
     """Stage 5 of 5: shards -> shard files, and an index of what is in them.
 
     Takes    SHARDS
-    Gives    STORED, a row a piece; the pixels are in the file, never in the table
+    Gives    STORED, a row a piece; the pixels are in the file, never in the table; the rows of a
+             shard are also an entry of the journal
     Runs as  a task of one CPU a shard: extract, leave out background, measure, write; all shards
              of a remote slide are one task, which copies it to the worker's disk once
     Memory   READ_BYTES, up to MAX_KEPT_BYTES of decoded tiles that groups share, and shard_mb where
@@ -82,6 +84,7 @@ def store_shards(
             on_error=on_error,
         )
         for shard in shards.to_pylist():
+            before = len(rows)
             try:
                 with ShardWriter(Location.of(output), shard["shard"]) as writer:
                     for piece in shard["pieces"]:
@@ -89,6 +92,8 @@ def store_shards(
                             piece, writer=writer, hold=shard["whole_images"], read=read
                         )
                         rows.append({**stored, "peak_worker_gb": peak_gb()})
+                entry = pa.Table.from_pylist(rows[before:], schema=STORED)
+                write_entry(Location.of(output), entry_name(shard["shard"]), entry)
             except OSError as error:
                 said = " ".join(str(error).split())
                 fault = (

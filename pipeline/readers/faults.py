@@ -5,6 +5,7 @@ it. A full disk or a dead endpoint would make good images look bad, one after th
 """
 
 import errno
+import os
 from collections.abc import Iterator
 
 from pipeline.readers.protocol import MachineError
@@ -50,8 +51,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _read_through(place: Location) -> None:
     """Read a local file's bytes once; a remote one's trouble is known without."""
-    if not place.is_local:
-        return
+    if not place.is_local or (os.path.exists(place.path) and not os.path.isfile(place.path)):
+        return  # reading a pipe would never end
     with open(place.path, "rb", buffering=0) as source:
         while source.read(BLOCK_BYTES):
             pass

@@ -1,5 +1,6 @@
 """Choose the reader by the file's suffix, and open one image wherever it lies."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import PurePosixPath
@@ -9,7 +10,7 @@ from pipeline.config import LimitsConfig
 from pipeline.readers.copies import LocalCopies
 from pipeline.readers.openslide_reader import SUFFIXES as SLIDES
 from pipeline.readers.openslide_reader import OpenSlideReader
-from pipeline.readers.protocol import ImageReader, SourceError, check_header
+from pipeline.readers.protocol import ImageReader, SourceError, check_expansion, check_header
 from pipeline.readers.rasterio_reader import DRIVERS, RasterioReader
 from pipeline.storage import Location
 
@@ -48,9 +49,12 @@ def open_image(
     limits = limits or LimitsConfig()
     suffix = suffix_of(uri)
     place = Location.of(uri)
+    if place.is_local and os.path.exists(place.path) and not os.path.isfile(place.path):
+        raise SourceError("is no regular file")  # a pipe would be waited for without end
     if suffix in DRIVERS:
         with RasterioReader(place, suffix=suffix, level=level, bands=bands) as raster:
             check_header(raster.header, limits=limits)
+            check_expansion(raster.header, place=place, limits=limits)
             yield raster
     elif suffix in SLIDES:
         with (

@@ -22,10 +22,8 @@ class OpenSlideReader:
             raise SourceError(f"band {max(bands)} does not exist: a slide is RGB")
         self._bands = [band - 1 for band in bands or (1, 2, 3)]
         self._level = level
-        try:
-            self._slide = openslide.OpenSlide(path)
-        except (openslide.OpenSlideError, OSError) as error:
-            raise SourceError(str(error)) from error
+        self._path = path
+        self._slide = self._open()
         try:
             check_level(level, num_levels=self._slide.level_count)
             self.header = self._describe()
@@ -33,11 +31,18 @@ class OpenSlideReader:
             self._slide.close()
             raise
 
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self._path)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SourceError(str(error)) from error
+
     def _describe(self) -> ImageHeader:
         slide, level = self._slide, self._level
         width, height = slide.level_dimensions[level]
         properties = slide.properties
         down = slide.level_downsamples[level] / slide.level_downsamples[0]
+        self._down = slide.level_downsamples[level]
         self._paper = tuple(
             bytes.fromhex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF"))
         )
@@ -73,13 +78,15 @@ class OpenSlideReader:
 
     def _region(self, window: Window) -> np.ndarray:
         """[height, width, RGBA]."""
-        down = self._slide.level_downsamples[self._level]
-        corner = (round(window.left_px * down), round(window.top_px * down))
+        corner = (round(window.left_px * self._down), round(window.top_px * self._down))
         try:
             region = self._slide.read_region(
                 corner, self._level, (window.width_px, window.height_px)
             )
         except (openslide.OpenSlideError, OSError) as error:
+            # openslide answers nothing more after an error
+            self._slide.close()
+            self._slide = self._open()
             raise SourceError(str(error), window=window) from error
         return np.asarray(region)
 

@@ -9,6 +9,9 @@ import numpy as np
 from pipeline.config import LimitsConfig
 from pipeline.grid import Window
 from pipeline.schema import DTYPES
+from pipeline.storage import Location
+
+SMALL_BYTES = 10**9  # blank images of such a size can be compressed beyond any ratio
 
 MAX_KEPT_BYTES = 256_000_000
 """Of decoded tiles in a worker: enough for RGB tiles of 512 px over a width of 80,000 px."""
@@ -28,6 +31,10 @@ class SourceError(Exception):
 
 def _rebuild(cause: str, window: Window | None) -> SourceError:
     return SourceError(cause, window=window)
+
+
+class StreamError(SourceError):
+    """Damage in the one stream of a whole image: no part of it can be trusted."""
 
 
 class MachineError(OSError):
@@ -119,9 +126,26 @@ def check_header(header: ImageHeader, *, limits: LimitsConfig) -> None:
         )
     if bands > limits.max_bands:
         raise SourceError(f"declares {bands} bands, beyond limits.max_bands {limits.max_bands}")
-    item = np.dtype(header.dtype).itemsize * bands
+    item = _px_bytes(header)
     tile_mb = header.tile_height_px * header.tile_width_px * item / 1e6
     if tile_mb > limits.max_tile_mb:
         raise SourceError(
             f"holds tiles of {tile_mb:.0f} MB, beyond limits.max_tile_mb {limits.max_tile_mb}"
         )
+
+
+def check_expansion(header: ImageHeader, *, place: Location, limits: LimitsConfig) -> None:
+    """Refuse a file that cannot hold what it declares: a few kB can claim terabytes of zeros."""
+    declared = header.width_px * header.height_px * _px_bytes(header)
+    if declared <= SMALL_BYTES:
+        return
+    size = place.size()
+    if declared > size * limits.max_expansion:
+        raise SourceError(
+            f"declares {header.width_px} x {header.height_px} px, {declared / 1e9:.0f} GB, in "
+            f"{size / 1e6:.3f} MB: beyond limits.max_expansion {limits.max_expansion:g}"
+        )
+
+
+def _px_bytes(header: ImageHeader) -> int:
+    return np.dtype(header.dtype).itemsize * header.bands

@@ -8,6 +8,7 @@ its own bytes.
 
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +21,14 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from pipeline.grid import Window
-from pipeline.readers.protocol import MAX_KEPT_BYTES, ImageHeader, SourceError, check_level
+from pipeline.readers.complaints import complaints
+from pipeline.readers.protocol import (
+    MAX_KEPT_BYTES,
+    ImageHeader,
+    SourceError,
+    StreamError,
+    check_level,
+)
 from pipeline.readers.watched import WatchedFile
 from pipeline.storage import Location
 
@@ -36,6 +44,8 @@ DRIVERS = {
 }
 # GDAL's own default takes 5 % of the machine for decoded tiles, in every worker.
 CACHE_BYTES = 8_000_000
+ONE_STREAM = (".png", ".jpg", ".jpeg")
+"""Decoded from the top: damage may show only long after the pixels that it falsified."""
 MICRONS = {"2": 25_400.0, "3": 10_000.0}  # TIFF resolution units: inch, centimetre
 
 
@@ -46,6 +56,7 @@ class RasterioReader:
         self, place: Location, *, suffix: str, level: int, bands: list[int] | None
     ) -> None:
         path = place.path
+        self._error = StreamError if suffix in ONE_STREAM else SourceError
         self._remote = None if place.is_local else WatchedFile(place)
         self._stack = ExitStack()
         self._stack.enter_context(
@@ -54,6 +65,9 @@ class RasterioReader:
                 GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
                 GDAL_PAM_ENABLED="NO",
                 GDAL_NUM_THREADS="1",
+                GDAL_ERROR_ON_LIBJPEG_WARNING="YES",
+                # the short cut to a whole PNG takes zeros for what is missing at its end
+                GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",
             )
         )
         options: dict[str, Any] = {"driver": DRIVERS[suffix]}
@@ -70,6 +84,7 @@ class RasterioReader:
                 if level:
                     options["overview_level"] = level - 1
                     self._source = self._stack.enter_context(rasterio.open(path, **options))
+            self._open = partial(rasterio.open, path, **options)
             self._bands = bands or list(whole.indexes)
             self.header = self._describe(whole, num_levels=num_levels, level=level)
             self._check_store()
@@ -122,10 +137,14 @@ class RasterioReader:
             shape = (window.height_px, window.width_px, self.header.bands)
             out = np.empty(shape, self.header.dtype)
         try:
-            self._source.read(self._bands, window=place, out=np.moveaxis(out, -1, 0))
+            with complaints() as heard:
+                self._source.read(self._bands, window=place, out=np.moveaxis(out, -1, 0))
             self._check_store()
         except (RasterioError, OSError) as error:
-            raise SourceError(self._told(error), window=window) from self._failure or error
+            raise self._error(self._told(error), window=window) from self._failure or error
+        if heard:
+            self._open_again()
+            raise SourceError(heard[0], window=window)
         return out
 
     def alpha(self, window: Window) -> np.ndarray | None:
@@ -152,6 +171,13 @@ class RasterioReader:
     def downsamples(self) -> list[float]:
         """From the factors that GDAL finds in the sizes of overviews."""
         return [1.0, *map(float, self._factors)]
+
+    def _open_again(self) -> None:
+        """GDAL keeps a tile that was complained of, and would give it without a word next time."""
+        self._source.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            self._source = self._stack.enter_context(self._open())
 
     @property
     def _failure(self) -> OSError | None:

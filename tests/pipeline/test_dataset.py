@@ -115,11 +115,12 @@ def test_a_flipped_bit_a_short_shard_and_another_table_are_noticed(copied: Path)
     with pytest.raises(ValueError, match="is cut short"):
         open_dataset(str(copied)).read(record)
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=r"-000000\.arrow: not found"):
+    with pytest.raises(FileNotFoundError, match=r"[0-9a-f]\.arrow: not found"):
         open_dataset(str(copied)).read(record)
-    with (copied / "images.parquet").open("ab") as table:
+    (images,) = copied.glob("images-*.parquet")
+    with images.open("ab") as table:
         table.write(b"more")
-    with pytest.raises(ValueError, match=r"images.parquet is damaged"):
+    with pytest.raises(ValueError, match=r"images-.*parquet is damaged"):
         open_dataset(str(copied))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.grid import Grid, kept_tiles, pieces
+from pipeline.grid import Grid, cut, kept_tiles
 
 SIDES = st.integers(1, 40)
 LENGTHS = st.integers(1, 150)
@@ -110,8 +110,8 @@ def test_pieces_hold_every_group_once_in_order_and_share_a_row_of_tiles_at_most(
     grid: Grid, tile_height: int, tile_width: int, most: int
 ) -> None:
     tile = (tile_height, tile_width)
-    cut = list(pieces(grid, most=most, tile_height_px=tile_height, tile_width_px=tile_width))
-    groups = [range(first, first + count) for first, count in cut]
+    parts = list(cut(grid, most=most, tile_height_px=tile_height, tile_width_px=tile_width))
+    groups = [range(first, first + count) for first, count in parts]
     assert [group for piece in groups for group in piece] == list(range(grid.num_groups))
     assert all(len(piece) <= most * 3 // 2 for piece in groups)
     tiles = [

@@ -6,11 +6,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import GroupingConfig, PreprocessConfig
-from pipeline.dataset import open_dataset
+from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import Stage, preprocess
-from pipeline.output import claim
 from pipeline.schema import SHARDS_FOLDER, shard_name
-from pipeline.storage import Location
 from tests.pipeline.scenes import in_process, noise, stores, write_raster
 
 
@@ -35,6 +33,12 @@ def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
+def files_of(stored: Dataset) -> set[str]:
+    """The files that a dataset consists of, told without the code that cleans up."""
+    shards = {part.shard for record in stored.images() for part in record.parts}
+    return {"dataset.json", *shards, *(table["name"] for table in stored.info.tables.values())}
+
+
 def dies_after(tasks: int):
     """A runner that is interrupted after some tasks of the store stage."""
 
@@ -53,19 +57,22 @@ def test_an_interrupted_job_leaves_no_dataset_and_the_next_one_cleans_up(
     out = Path(config.output)
     with pytest.raises(KeyboardInterrupt):
         preprocess(config, run_stage=dies_after(2))
-    assert files(out) == {"unfinished.json"}
-    # what a task that outlived the job, or a power cut, may leave
-    (out / SHARDS_FOLDER).mkdir(exist_ok=True)
+    assert "dataset.json" not in files(out)
+    # what other versions, a task that outlived its job, or a power cut may leave
     (out / SHARDS_FOLDER / "a-000017.arrow").write_bytes(b"half")
+    (out / shard_name("0" * 12, "0" * 16)).write_bytes(b"half")
     (out / SHARDS_FOLDER / ".a-000018.arrow.partial-0123abcd").write_bytes(b"half")
+    (out / "journal" / ("0" * 12 + "-" + "0" * 16 + ".arrow")).write_bytes(b"half")
     (out / "mine.txt").write_text("keep me")
     (out / SHARDS_FOLDER / "notes.arrow").write_text("keep me too")
     with pytest.raises(ValueError, match="not a finished dataset"):
         open_dataset(config.output)
     preprocess(config, run_stage=in_process)
-    left = files(out)
-    assert {"mine.txt", f"{SHARDS_FOLDER}/notes.arrow", "dataset.json"} <= left
-    assert not any("000017" in name or "partial" in name or "unfinished" in name for name in left)
+    assert files(out) == {
+        "mine.txt",
+        f"{SHARDS_FOLDER}/notes.arrow",
+        *files_of(open_dataset(config.output)),
+    }
     assert open_dataset(config.output).verify() == []
 
 
@@ -81,9 +88,9 @@ def test_a_finished_dataset_is_refused_or_replaced_as_asked(config: PreprocessCo
     assert open_dataset(config.output).verify() == []
     third = preprocess(changed(config, if_exists="replace"), run_stage=in_process)
     assert third.digest == first.digest
-    assert open_dataset(config.output).verify() == []
-    assert not any(name.startswith("shards/b") for name in files(Path(config.output)))
-    assert "images-b.parquet" not in files(Path(config.output))
+    stored = open_dataset(config.output)
+    assert stored.verify() == []
+    assert files(Path(config.output)) == files_of(stored)
 
 
 @pytest.mark.parametrize("tasks", [0, 1, 3])
@@ -95,58 +102,32 @@ def test_a_replacement_that_dies_leaves_the_old_dataset_whole(
     other = changed(config, if_exists="replace", grouping=GroupingConfig(group_side_px=32))
     with pytest.raises(KeyboardInterrupt):
         preprocess(other, run_stage=dies_after(tasks))
-    assert files(Path(config.output)) - before == {"unfinished.json"}
+    assert before < files(Path(config.output))
     stored = open_dataset(config.output)
     assert stored.info.digest == first.digest
     assert stored.verify() == []
 
 
-@pytest.mark.parametrize("if_exists", ["refuse", "replace"])
-@pytest.mark.parametrize("tasks", [0, 2])
-def test_a_job_whose_output_another_one_took_fails_and_leaves_the_other_s_dataset_whole(
-    config: PreprocessConfig, tasks: int, if_exists: str
-) -> None:
-    if if_exists == "replace":
-        preprocess(config, run_stage=in_process)
-    other = changed(config, if_exists=if_exists, grouping=GroupingConfig(group_side_px=32))
-    reports = []
-
-    def overtaken(stage: Stage, each: list[pa.Table]):
-        for number, result in enumerate(in_process(stage, each)):
-            if stores(each) and number == tasks:
-                reports.append(preprocess(other, run_stage=in_process))
-            yield result
-
-    with pytest.raises(ValueError, match=r"out: another preprocess job has taken over") as caught:
-        preprocess(changed(config, if_exists=if_exists), run_stage=overtaken)
-    assert "\n" not in str(caught.value)
-    stored = open_dataset(config.output)
-    assert stored.info.digest == reports[0].digest
-    assert stored.verify() == []
-    used = {part.shard for record in stored.images() for part in record.parts}
-    assert {name for name in files(Path(config.output)) if name.startswith("shards")} == used
-
-
-def test_a_job_that_fails_leaves_alone_what_the_one_that_took_over_has_written(
+def test_a_dataset_of_another_schema_version_stays_until_it_is_replaced(
     config: PreprocessConfig,
 ) -> None:
-    place = Location.of(config.output)
-
-    def two_jobs() -> None:
-        with claim(place) as slow, claim(place) as quick:
-            place.child(shard_name(0, writer=quick.writer)).write_bytes(b"quick")
-            place.child(shard_name(0, writer=slow.writer)).write_bytes(b"slow")
-            quick.write_table("images", pa.table({"image_id": ["quick"]}))
-            with pytest.raises(ValueError, match="has taken over"):
-                slow.write_table("images", pa.table({"image_id": ["slow"]}))
-            slow.discard()
-            left = {"unfinished.json", "images.parquet", shard_name(0, writer=quick.writer)}
-            assert files(Path(config.output)) == left
-            raise KeyboardInterrupt
-
+    out = Path(config.output)
+    (out / SHARDS_FOLDER).mkdir(parents=True)
+    former = (
+        "images.parquet",
+        "quarantine-b.parquet",
+        "shards/b-0123456789ab-000000.arrow",
+    )
+    for name in former:
+        (out / name).write_bytes(b"of another version")
+    (out / "dataset.json").write_text('{"schema_version": 1}')
+    with pytest.raises(ValueError, match="of another schema version"):
+        preprocess(changed(config, if_exists="append"), run_stage=in_process)
     with pytest.raises(KeyboardInterrupt):
-        two_jobs()
-    assert files(Path(config.output)) == {"unfinished.json"}
+        preprocess(changed(config, if_exists="replace"), run_stage=dies_after(1))
+    assert set(former) < files(out)
+    preprocess(changed(config, if_exists="replace"), run_stage=in_process)
+    assert files(out) == files_of(open_dataset(config.output))
 
 
 def test_a_damaged_dataset_is_not_replaced_blindly(config: PreprocessConfig) -> None:

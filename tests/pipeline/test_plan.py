@@ -11,13 +11,22 @@ from hypothesis import strategies as st
 
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
 from pipeline.extract import addresses, extract_groups, squares_of
-from pipeline.plan import PROBED, grid_of, group_bytes, header_of, plan_shards, probe_images
+from pipeline.plan import (
+    PROBED,
+    ShardNames,
+    grid_of,
+    group_bytes,
+    header_of,
+    plan_shards,
+    probe_images,
+)
 from pipeline.readers.open import open_image
 from pipeline.readers.protocol import ImageHeader, SourceError
 from pipeline.storage import Location
 from pipeline.store import ShardWriter, store_shards
 from tests.pipeline.scenes import noise, sources, write_raster
 
+NAMES = ShardNames(job="0123456789ab", settings={})
 GROUPING = GroupingConfig(group_side_px=64)
 
 
@@ -50,7 +59,7 @@ def test_every_group_is_planned_exactly_once_in_shards_of_bounded_size_and_one_f
     sizes: list[tuple[int, int, str]], shard_mb: int, random: object
 ) -> None:
     table = probed(sizes)
-    shards = plan_shards(table, side_px=64, shard_mb=shard_mb, writer="a")
+    shards = plan_shards(table, side_px=64, shard_mb=shard_mb, names=NAMES)
     planned: dict[str, list[int]] = {row["image_id"]: [] for row in table.to_pylist()}
     for shard in shards.to_pylist():
         headers = [header_of(piece) for piece in shard["pieces"]]
@@ -67,7 +76,7 @@ def test_every_group_is_planned_exactly_once_in_shards_of_bounded_size_and_one_f
         assert planned[row["image_id"]] == list(range(whole))
     mixed = list(range(table.num_rows))
     random.shuffle(mixed)
-    again = plan_shards(table.take(mixed), side_px=64, shard_mb=shard_mb, writer="a")
+    again = plan_shards(table.take(mixed), side_px=64, shard_mb=shard_mb, names=NAMES)
     assert again.equals(shards)
 
 
@@ -109,7 +118,7 @@ def test_too_many_or_too_large_groups_become_a_cause(tmp_path: Path) -> None:
 def test_a_source_that_changed_after_it_was_planned_is_damaged(tmp_path: Path) -> None:
     images = sources({"a": str(write_raster(tmp_path / "a.tif", noise(100, 100, 1)))})
     found = probe_images(images, grouping=GROUPING, limits=LimitsConfig())
-    shards = plan_shards(found, side_px=64, shard_mb=1, writer="a")
+    shards = plan_shards(found, side_px=64, shard_mb=1, names=NAMES)
     write_raster(tmp_path / "a.tif", noise(90, 100, 1))
     (row,) = store_shards(
         shards,
@@ -120,7 +129,7 @@ def test_a_source_that_changed_after_it_was_planned_is_damaged(tmp_path: Path) -
     ).to_pylist()
     assert row["cause"] == "changed while it was being preprocessed"
     assert row["part"] is None
-    assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
+    assert not any(path.is_file() for path in (tmp_path / "out" / "shards").rglob("*"))
 
 
 def test_a_shard_appears_whole_or_not_at_all(tmp_path: Path) -> None:

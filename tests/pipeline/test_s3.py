@@ -11,12 +11,14 @@ import s3fs
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig, PreprocessConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import preprocess
-from pipeline.plan import plan_shards, probe_images, store_tasks
+from pipeline.plan import ShardNames, plan_shards, probe_images, store_tasks
 from pipeline.readers.open import open_image
 from pipeline.readers.protocol import SourceError
 from pipeline.sources import find_images
 from pipeline.store import store_shards
 from tests.pipeline.scenes import in_process
+
+NAMES = ShardNames(job="0123456789ab", settings={})
 
 
 def to_s3(scans: Path, output: str, **settings: object) -> PreprocessConfig:
@@ -87,7 +89,10 @@ def test_all_shards_of_a_remote_slide_are_one_task_with_one_copy(
     given = {"grouping": GroupingConfig(group_side_px=4, patch_px=4), "limits": LimitsConfig()}
     found = find_images("s3://scans/slides").images
     shards = plan_shards(
-        probe_images(found, **given), side_px=4, shard_mb=0, writer="a"
+        probe_images(found, **given),
+        side_px=4,
+        shard_mb=0,
+        names=NAMES,
     )  # a group each
     tasks = store_tasks(shards)
     assert len(tasks) == 2 < shards.num_rows
@@ -107,7 +112,7 @@ def test_all_shards_of_a_remote_slide_are_one_task_with_one_copy(
 def test_what_needs_no_copy_is_one_shard_a_task(scans: Path) -> None:
     given = {"grouping": GroupingConfig(group_side_px=32), "limits": LimitsConfig()}
     probed = probe_images(find_images(str(scans)).images, **given)
-    shards = plan_shards(probed, side_px=32, shard_mb=0, writer="a")
+    shards = plan_shards(probed, side_px=32, shard_mb=0, names=NAMES)
     for uris in ("here.svs", "s3://scans/far.tif"):
         rows = shards.to_pylist()
         for row in rows:
