@@ -9,9 +9,10 @@ Needs    a CPU core a worker, 5 GB of disk; `output` must not exist yet
 Example  farreach bench preprocess images='[[jpeg, 5000]]' rounds=1
 
 The ceiling is a bare loop over the same windows with the same library, on as many processes, all
-started beforehand and as nice as Ray's workers. Preprocessing is the real one, on Ray, from the files to a dataset on the disk;
-its workers are started by a run before, which does not count. Rounds take turns. Each image has a
-Ray of its own, so the peak of a worker's memory belongs to it alone.
+started beforehand and as nice as Ray's workers. Preprocessing is the real one, on Ray, from the
+files to a dataset on the disk; its workers are started by a run before, which does not count.
+Rounds take turns. Each image has a Ray of its own, so the peak of a worker's memory belongs to it
+alone.
 """
 
 import os
@@ -120,8 +121,7 @@ def taking_turns(path: Path, config: PreprocessBench) -> tuple[list[Round], floa
     ever had, in GB.
     """
     rounds = []
-    niceness = int(os.environ.get("RAY_worker_niceness", RAY_NICENESS))
-    pool = get_context("spawn").Pool(config.workers, initializer=os.nice, initargs=(niceness,))
+    pool = get_context("spawn").Pool(config.workers, initializer=os.nice, initargs=(RAY_NICENESS,))
     with pool, connect(num_cpus=config.workers):
         for _ in range(1 + config.rounds):
             began = time.perf_counter()
