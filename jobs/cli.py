@@ -20,6 +20,8 @@ __all__ = ["app", "main", "run_entry"]
 
 CONFIG_CLASSES = {
     "preprocess": "PreprocessConfig",
+    "inspect": "InspectConfig",
+    "verify": "VerifyConfig",
     "train": "TrainConfig",
     "evaluate": "EvaluateConfig",
     "generate": "GenerateConfig",
@@ -62,6 +64,10 @@ Settings = Annotated[
         help="A settings file, if there is one, and settings that replace those of the file.",
     ),
 ]
+DatasetFirst = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="DATASET key=value", help="A folder or s3://bucket/prefix; settings."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -78,6 +84,18 @@ def run_job(name: str, settings: list[str] | None, *, debug: bool) -> None:
 def preprocess(settings: Settings = None, debug: Debug = False) -> None:
     """Cut images into patch groups."""
     run_job("preprocess", settings, debug=debug)
+
+
+@app.command(help=module_help("inspect"))
+def inspect(settings: DatasetFirst = None, debug: Debug = False) -> None:
+    """Look at a dataset."""
+    run_job("inspect", settings, debug=debug)
+
+
+@app.command(help=module_help("verify"))
+def verify(settings: DatasetFirst = None, debug: Debug = False) -> None:
+    """Check a dataset."""
+    run_job("verify", settings, debug=debug)
 
 
 @app.command(help=module_help("train"))

@@ -1,6 +1,7 @@
 """Pictures for the record of a run."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -65,4 +66,16 @@ def bits_picture(bits: NDArray[np.float64], mean: float) -> Figure:
     axes.set_xlabel("bits a sub-pixel")
     axes.set_ylabel("images")
     axes.legend()
+    return figure
+
+
+def sizes_picture(edges_px: Sequence[float], counts: Sequence[int]) -> Figure:
+    """How many images have a longer side between two edges."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes: Any = figure.subplots()
+    # images of one size have one bar of no width of their own
+    widths = [max(high - low, 1.0) for low, high in pairwise(edges_px)]
+    axes.bar(edges_px[:-1], counts, width=widths, align="edge", edgecolor="white")
+    axes.set_xlabel("longer side, px")
+    axes.set_ylabel("images")
     return figure

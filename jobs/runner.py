@@ -24,7 +24,7 @@ USER_MISTAKES = (
     IsADirectoryError,
 )
 
-LEADING_SETTING = {"generate": "model"}
+LEADING_SETTING = {"generate": "model", "inspect": "dataset", "verify": "dataset"}
 """The setting whose value may stand first, without its name."""
 
 

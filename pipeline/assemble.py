@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import PreprocessConfig
-from pipeline.labels import Labels
 from pipeline.plan import grid_of, header_of
-from pipeline.schema import SCHEMA_VERSION, PixelFormat
+from pipeline.schema import IMAGES, SCHEMA_VERSION, PixelFormat
 from pipeline.statistics import Moments
 
 NOT_CONTENT = ("uri", "parts", "source_bytes", "source_tag", "moments")
@@ -177,29 +177,32 @@ def formats_of(images: list[StoredImage], *, split: dict[str, str]) -> list[Pixe
     return formats
 
 
-def digest_of(images: list[StoredImage], *, labels: Labels, config: PreprocessConfig) -> str:
+def digest_of(
+    rows: Iterable[dict[str, Any]], *, label_columns: dict[str, str], settings: dict[str, Any]
+) -> str:
     """sha256 over content and order: settings that change content, then image by image.
 
-    Paths, shards and workers stay out of it; pixels come in through each image's own hash.
+    Paths, shards and workers stay out of it; pixels come in through each image's own hash. Rows are
+    those of the images table, labels included; settings are those in dataset.json.
     """
     digest = hashlib.sha256()
-    background = asdict(config.background)
+    grouping, background = settings["grouping"], dict(settings["background"])
+    background["leave_out"] = sorted(background["leave_out"])
     del background["masks"]
     if "glass" not in background["leave_out"]:
         shares = ("min_content_share",) if "mask" in background["leave_out"] else ()
         background = {name: background[name] for name in ("leave_out", *shares)}
-    settings = {
+    decisive = {
         "schema_version": SCHEMA_VERSION,
-        "group_side_px": config.grouping.group_side_px,
-        "bands": config.grouping.bands,
-        "background": {**background, "leave_out": sorted(background["leave_out"])},
-        "label_columns": labels.columns,
+        "group_side_px": grouping["group_side_px"],
+        "bands": grouping["bands"],
+        "background": background,
+        "label_columns": label_columns,
     }
-    digest.update(_line(settings))
-    for image in images:
-        kept = {name: value for name, value in image.row.items() if name not in NOT_CONTENT}
-        name = image.row["image_id"]
-        digest.update(_line({**kept, "labels": labels.values[name], "split": labels.split[name]}))
+    digest.update(_line(decisive))
+    for row in rows:
+        kept = {name: row[name] for name in IMAGES.names if name not in NOT_CONTENT}
+        digest.update(_line({**kept, "labels": {name: row[name] for name in label_columns}}))
     return f"sha256:{digest.hexdigest()}"
 
 

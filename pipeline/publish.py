@@ -94,7 +94,12 @@ def publish(claimed: Claim, assembly: Assembly, *, labels: Labels, config: Prepr
         {**image.row, **labels.values[name], "split": labels.split[name]}
         for name, image in zip(names, images, strict=True)
     ]
-    digest = digest_of(images, labels=labels, config=config)
+    settings = {
+        "grouping": asdict(config.grouping),
+        "background": asdict(config.background),
+        "splits": asdict(config.splits),
+    }
+    digest = digest_of(rows, label_columns=labels.columns, settings=settings)
     formats = formats_of(images, split=labels.split)
     splits = [labels.split[name] for name in names]
     info = {
@@ -109,11 +114,7 @@ def publish(claimed: Claim, assembly: Assembly, *, labels: Labels, config: Prepr
         "groups": sum(kept.groups for kept in formats),
         "quarantined": assembly.num_bad_images,
         "bad_groups": assembly.num_bad_groups,
-        "settings": {
-            "grouping": asdict(config.grouping),
-            "background": asdict(config.background),
-            "splits": asdict(config.splits),
-        },
+        "settings": settings,
         "tables": {
             "images": claimed.write_table("images", pa.Table.from_pylist(rows, schema=schema)),
             "quarantine": claimed.write_table(

@@ -11,8 +11,8 @@ ROOMS = ("fit_model", "pipeline", "jobs")
 FILES = sorted(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.py"))
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 ENTRY_POINTS = (
-    "preprocess", "train", "evaluate", "predict", "models", "submit", "doctor", "demo", "plan",
-    "generate", "bench",
+    "preprocess", "inspect", "verify", "train", "evaluate", "predict", "models", "submit", "doctor",
+    "demo", "plan", "generate", "bench",
 )  # fmt: skip
 MODEL_IMPORTS = {"fit_model", "torch", "numpy", "safetensors", "jaxtyping"}
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60

@@ -11,7 +11,7 @@ from PIL import Image
 from rasterio.shutil import copy
 
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
-from pipeline.plan import plan_shards, probe_images, store_tasks
+from pipeline.plan import ShardNames, plan_shards, probe_images, store_tasks
 from pipeline.sources import SOURCES
 from pipeline.store import store_shards
 from tests.pipeline.scenes import noise, write_raster
@@ -87,7 +87,8 @@ def outcome(path: Path, output: Path, *, limits: LimitsConfig | None = None) -> 
     assert row["fault"] is None
     if row["header"] is None:
         return Outcome(header=None, groups={}, causes={None: row["cause"]})
-    shards = plan_shards(probed, side_px=SIDE_PX, shard_mb=64, writer="a-0123456789ab")
+    names = ShardNames(job="0123456789ab", settings={})
+    shards = plan_shards(probed, side_px=SIDE_PX, shard_mb=64, names=names)
     groups, causes = {}, {}
     for task in store_tasks(shards):
         stored = store_shards(
