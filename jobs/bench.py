@@ -5,6 +5,7 @@ Example  farreach bench decoding width=128
          farreach bench digits output=digits
          farreach bench memory output=memory
          farreach bench scaling workers='[1, 2]'
+         farreach bench preprocess output=preprocess
 """
 
 from importlib import import_module
@@ -29,6 +30,7 @@ CONFIG_CLASSES = {
     "digits": "DigitsBench",
     "memory": "MemoryBench",
     "scaling": "ScalingBench",
+    "preprocess": "PreprocessBench",
 }
 
 
@@ -91,6 +93,16 @@ def scaling(settings: Settings = None, debug: Debug = False) -> None:
     `farreach settings bench scaling` lists its settings.
     """
     run("scaling", settings, debug=debug)
+
+
+@app.command()
+def preprocess(settings: Settings = None, debug: Debug = False) -> None:
+    """Preprocessing beside bare decoding of the same windows.
+
+    Writes a table, a picture and JSON into a folder; makes images of 5 GB for the time being.
+    `farreach settings bench preprocess` lists its settings.
+    """
+    run("preprocess", settings, debug=debug)
 
 
 if __name__ == "__main__":

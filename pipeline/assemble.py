@@ -188,12 +188,13 @@ def digest_of(
     digest = hashlib.sha256()
     grouping, background = settings["grouping"], dict(settings["background"])
     background["leave_out"] = sorted(background["leave_out"])
+    del background["masks"]
     if "glass" not in background["leave_out"]:
-        background = {"leave_out": background["leave_out"]}
+        shares = ("min_content_share",) if "mask" in background["leave_out"] else ()
+        background = {name: background[name] for name in ("leave_out", *shares)}
     decisive = {
         "schema_version": SCHEMA_VERSION,
         "group_side_px": grouping["group_side_px"],
-        "level": grouping["level"],
         "bands": grouping["bands"],
         "background": background,
         "label_columns": label_columns,

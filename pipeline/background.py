@@ -54,11 +54,19 @@ def leave_out_background(
 
 
 def _has_content(tile: np.ndarray, *, background: BackgroundConfig, nodata: float | None) -> bool:
-    if "nodata" in background.leave_out and is_missing(tile, nodata=nodata).all():
+    if "nodata" in background.leave_out and _is_all_missing(tile, nodata=nodata):
         return False
     if "glass" in background.leave_out:
         return tissue_share(tile, background=background) >= background.min_content_share
     return True
+
+
+def _is_all_missing(tile: np.ndarray, *, nodata: float | None) -> bool:
+    if np.issubdtype(tile.dtype, np.integer) and not is_possible(nodata, dtype=tile.dtype):
+        return False
+    if not is_missing(tile[:1, :1], nodata=nodata).all():
+        return False  # nearly every group with content ends here
+    return bool(is_missing(tile, nodata=nodata).all())
 
 
 def tissue_share(tile: np.ndarray, *, background: BackgroundConfig) -> float:

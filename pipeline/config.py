@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-BACKGROUND_KINDS = ("nodata", "glass")
+BACKGROUND_KINDS = ("nodata", "alpha", "glass", "mask")
 ON_ERROR = ("quarantine", "quarantine_groups", "fail")
 IF_EXISTS = ("refuse", "replace", "append")
 CHANGED = ("refuse", "store_again")
@@ -18,8 +18,14 @@ class GroupingConfig:
     """Side of the square that becomes one group, in px of the chosen level."""
     patch_px: int = 16
     """The patch side training intends; only checked here: groups are stored as plain tiles."""
-    level: int = 0
-    """0 is full resolution; 1 the first overview, and so on."""
+    level: int | None = None
+    """0 is full resolution, as is None; 1 the first overview, and so on."""
+    mpp: float | None = None
+    """Instead of `level`: the level of each image with so many microns per px."""
+    resolution: float | None = None
+    """Instead of `level`: the level of each image with px of so many units of its CRS (metres)."""
+    spacing_tolerance: float = 0.1
+    """How far the nearest level may be off, as a share; an image without one goes to quarantine."""
     bands: list[int] | None = None
     """Which bands to keep, counted from 1; None keeps all."""
 
@@ -35,12 +41,24 @@ class GroupingConfig:
                 f"group_side_px {self.group_side_px} is no multiple of patch_px {self.patch_px}: "
                 f"take {near}, or another patch"
             )
-        if self.level < 0:
-            raise ValueError(f"level {self.level} is negative: 0 is full resolution")
+        self._check_level()
         if self.bands is not None and (
             not self.bands or min(self.bands) < 1 or len(set(self.bands)) < len(self.bands)
         ):
             raise ValueError(f"bands {self.bands}: give different numbers counted from 1")
+
+    def _check_level(self) -> None:
+        names = ("level", "mpp", "resolution")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            told = ", ".join(f"{name} {getattr(self, name):g}" for name in given)
+            raise ValueError(f"grouping has {told}: the level is chosen by one of them")
+        if self.level is not None and self.level < 0:
+            raise ValueError(f"level {self.level} is negative: 0 is full resolution")
+        for name in ("mpp", "resolution", "spacing_tolerance"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"grouping.{name} {value:g} must be more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +66,17 @@ class BackgroundConfig:
     """Which groups hold nothing worth storing."""
 
     leave_out: tuple[str, ...] = ("nodata",)
-    """"nodata": every value missing. "glass": the bright, colourless background of a slide."""
+    """"nodata": every value missing. "alpha": transparent, by an alpha band or the mask inside the
+    file. "glass": the bright, colourless background of a slide. "mask": what `masks` leave out."""
+    masks: str | None = None
+    """A folder with a mask for every image, of its name (its id) and of any size and raster format:
+    it spans the same picture, and is not 0 in what to keep."""
     glass_saturation: float = 8 / 255
     """A cell of 8 x 8 px shows tissue above this HSV saturation ..."""
     glass_brightness: float = 0.8
     """... or below this HSV value (ink, pigment, dark artefacts stay)."""
     min_content_share: float = 0.01
-    """A group with a smaller share of such cells is glass."""
+    """A group with a smaller share of such cells is glass; of what to keep, it is masked."""
 
     def __post_init__(self) -> None:
         for kind in self.leave_out:
@@ -62,6 +84,11 @@ class BackgroundConfig:
                 raise ValueError(
                     f"background.leave_out {kind!r} is unknown: take {', '.join(BACKGROUND_KINDS)}"
                 )
+        if ("mask" in self.leave_out) != (self.masks is not None):
+            raise ValueError(
+                f"background.leave_out {list(self.leave_out)} with background.masks {self.masks}: "
+                f"mask in the one and a folder as the other belong together"
+            )
         for name in ("glass_saturation", "glass_brightness", "min_content_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"background.{name} {getattr(self, name)} lies outside 0 to 1")

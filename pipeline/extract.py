@@ -17,7 +17,7 @@ def addresses(image_id: str, *, grid: Grid, first: int, count: int) -> pa.Table:
     row, column = np.divmod(groups, grid.columns)
     top, left = row * grid.side_px, column * grid.side_px
     columns = [
-        pa.array([image_id] * count),
+        [image_id] * count,
         groups,
         row,
         column,
@@ -27,10 +27,7 @@ def addresses(image_id: str, *, grid: Grid, first: int, count: int) -> pa.Table:
         np.minimum(grid.side_px, grid.width_px - left),
     ]
     return pa.table(
-        [
-            pa.array(values).cast(field.type)
-            for values, field in zip(columns, ADDRESSES, strict=True)
-        ],
+        [pa.array(values, field.type) for values, field in zip(columns, ADDRESSES, strict=True)],
         schema=ADDRESSES,
     )
 

@@ -130,6 +130,7 @@ def _probe(
         job=claimed.job,
         grouping=config.grouping,
         limits=config.limits,
+        background=config.background,
     )
     together = max(PROBED_TOGETHER, missing.num_rows // PROBE_TASKS)
     tasks = [missing.slice(start, together) for start in range(0, missing.num_rows, together)]

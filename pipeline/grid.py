@@ -5,9 +5,11 @@
     valid extent of group (r, c) = min(side, height - r side) x min(side, width - c side)
 
 The grid starts at the image's origin, so wherever the source's tile side divides the group side,
-every window cuts the source between its tiles and no tile is decoded twice.
+every window cuts the source between its tiles. Elsewhere the tiles that groups share are kept until
+the last of them has been read.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -78,10 +80,7 @@ class Grid:
         )
 
     def runs(self, first: int, count: int, *, most: int) -> Iterator[tuple[int, int]]:
-        """Split groups first .. first + count into (start, length) runs that stay in one row.
-
-        A run is one read of the source; `most` bounds its memory.
-        """
+        """Split groups first .. first + count into (start, length) runs that stay in one row."""
         start, end = first, first + count
         while start < end:
             row_end = (start // self.columns + 1) * self.columns
@@ -90,13 +89,48 @@ class Grid:
             start += length
 
 
-def groups_per_read(*, side_px: int, tile_px: int, most: int) -> int:
-    """The largest run of groups, at most `most`, that ends where a source tile ends.
+def kept_tiles(grid: Grid, *, tile_height_px: int, tile_width_px: int) -> int:
+    """How many tiles to keep, the last used, so that groups read in order decode each one once.
 
-    With tiles wider than groups (or not dividing them) a run of any length would decode the tile
-    under its right edge twice; where no run up to `most` fits, `most` stands.
+    A tile is used again by the next group of the row where groups and tiles do not end together
+    across, and by the next row of groups where they do not end together down: then a whole row of
+    groups lies in between.
     """
-    for count in range(most, 0, -1):
-        if count * side_px % tile_px == 0:
-            return count
-    return most
+    columns = -(-grid.width_px // tile_width_px)
+    down = _touched(grid.side_px, tile_height_px)
+    across = min(columns, _touched(grid.side_px, tile_width_px))
+    if grid.side_px % tile_height_px == 0 or grid.rows == 1:
+        return down * across
+    return down * (columns + 2 * across)
+
+
+def _touched(side_px: int, tile_px: int) -> int:
+    """The most tiles that a group touches in one direction."""
+    return side_px // tile_px if side_px % tile_px == 0 else (side_px - 2) // tile_px + 2
+
+
+def cut(
+    grid: Grid, *, most: int, tile_height_px: int, tile_width_px: int
+) -> Iterator[tuple[int, int]]:
+    """Split an image into (first, count) pieces of about `most` groups, for several workers.
+
+    They end where a row of groups and a row of tiles end together; such a piece may hold half again
+    as many. Where that is not enough they end with a row of groups, and the tiles across that
+    border, at most one row of them a border, are decoded for both pieces. Rows of more groups than
+    `most` are split themselves.
+    """
+    side = grid.side_px
+    together = math.lcm(side, tile_height_px) // side * grid.columns
+    if together <= most:
+        count = most // together * together
+    elif together <= most * 3 // 2:
+        count = together
+    elif grid.columns <= most:
+        count = most // grid.columns * grid.columns
+    else:
+        across = math.lcm(side, tile_width_px) // side
+        for row in range(0, grid.num_groups, grid.columns):
+            yield from grid.runs(row, grid.columns, most=most // across * across or most)
+        return
+    for first in range(0, grid.num_groups, count):
+        yield first, min(count, grid.num_groups - first)

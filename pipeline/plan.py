@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import GroupingConfig, LimitsConfig
-from pipeline.grid import Grid
+from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
+from pipeline.grid import Grid, cut
 from pipeline.journal import probed_name, write_entry
+from pipeline.masks import mask_of
 from pipeline.readers.faults import fault_of
-from pipeline.readers.open import is_slide, open_image
+from pipeline.readers.levels import level_of
+from pipeline.readers.open import LastImage, is_copied, is_sequential
 from pipeline.readers.protocol import ImageHeader, SourceError
 from pipeline.schema import shard_name
 from pipeline.sources import SOURCES
@@ -70,40 +72,64 @@ SHARDS = pa.schema(
 )
 
 
-def probe_images(images: pa.Table, *, grouping: GroupingConfig, limits: LimitsConfig) -> pa.Table:
+def probe_images(
+    images: pa.Table,
+    *,
+    grouping: GroupingConfig,
+    limits: LimitsConfig,
+    background: BackgroundConfig | None = None,
+) -> pa.Table:
     """Stage 1 of 5: images -> what their headers say.
 
     Takes    image_id, uri: string
     Gives    the same rows in the same order, plus header, or the cause why there is none
     Runs as  a task of one CPU; a batch of 16 images pays for the task's start
     Memory   one header; a remote slide is copied to the worker's disk while it is open
-    Fails    never: a source that cannot be opened becomes a cause; where the machine or the store
-             fails, the last row says so as `fault`, and the rows after it are missing
+    Fails    never: a source that cannot be opened, or has no mask, becomes a cause; where the
+             machine or the store fails, the last row says so as `fault`, and the rows after it are
+             missing
     """
     rows: list[dict[str, Any]] = []
-    for row in images.to_pylist():
-        header, cause, fault = None, None, None
-        try:
-            with open_image(
-                row["uri"], level=grouping.level, bands=grouping.bands, limits=limits
-            ) as image:
-                _check_grid(image.header, grouping=grouping)
-                header = asdict(image.header)
-        except (SourceError, OSError, MemoryError) as error:
-            cause = SourceError(str(error)).cause
-            fault = fault_of(error, uri=row["uri"])
-        probed = {"header": header, "cause": cause, "fault": fault, "peak_worker_gb": peak_gb()}
-        rows.append({**row, **probed})
-        if fault:
-            break
+    with LastImage() as opened:
+        for row in images.to_pylist():
+            header, cause, fault = None, None, None
+            try:
+                header = asdict(_header(opened, row["uri"], grouping=grouping, limits=limits))
+                if background is not None and background.masks is not None:
+                    mask_of(row["image_id"], folder=background.masks)
+            except (SourceError, OSError, MemoryError) as error:
+                header, cause = None, SourceError(str(error)).cause
+                fault = fault_of(error, uri=row["uri"])
+            probed = {"header": header, "cause": cause, "fault": fault, "peak_worker_gb": peak_gb()}
+            rows.append({**row, **probed})
+            if fault:
+                break
     return pa.Table.from_pylist(rows, schema=PROBED)
 
 
+def _header(
+    opened: LastImage, uri: str, *, grouping: GroupingConfig, limits: LimitsConfig
+) -> ImageHeader:
+    """Of the level that is meant."""
+    level = grouping.level or 0
+    image = opened.open(uri, level=level, bands=grouping.bands, limits=limits)
+    if (meant := level_of(image, grouping=grouping)) != level:
+        image = opened.open(uri, level=meant, bands=grouping.bands, limits=limits)
+    _check_grid(image.header, grouping=grouping)
+    return image.header
+
+
 def probe_and_note(
-    images: pa.Table, *, output: str, job: str, grouping: GroupingConfig, limits: LimitsConfig
+    images: pa.Table,
+    *,
+    output: str,
+    job: str,
+    grouping: GroupingConfig,
+    limits: LimitsConfig,
+    background: BackgroundConfig,
 ) -> pa.Table:
     """probe_images, and what it gives also becomes an entry of the journal."""
-    probed = probe_images(images, grouping=grouping, limits=limits)
+    probed = probe_images(images, grouping=grouping, limits=limits, background=background)
     if probed["fault"].null_count < probed.num_rows:
         return probed
     try:
@@ -172,8 +198,8 @@ def plan_shards(
 
     Takes    PROBED, any order; images without a header are passed over
     Gives    SHARDS; a shard holds one pixel format: whole images in the order of their ids up to
-             shard_mb, or one of the equal pieces of a single image that is larger than that;
-             pieces in `stored`, as (image_id, first group), are there already
+             shard_mb, or one of the pieces of a single image that is larger than that; pieces in
+             `stored`, as (image_id, first group), are there already
     Runs as  plain Python in the driver, over headers only
     Memory   about 300 bytes a piece
     Fails    never; the plan depends on the rows, not on their order or on the workers
@@ -201,9 +227,12 @@ def _format(row: dict[str, Any]) -> tuple[int, str]:
 
 def pieces_of(header: ImageHeader, *, side_px: int, shard_mb: int) -> dict[int, int]:
     """First group -> number of groups of every piece of an image: one where it fits a shard."""
-    total = grid_of(header, side_px=side_px).num_groups
+    grid = grid_of(header, side_px=side_px)
     most = _most(header, side_px=side_px, shard_mb=shard_mb)
-    return {first: min(most, total - first) for first in range(0, total, most)}
+    if grid.num_groups <= most:
+        return {0: grid.num_groups}
+    tile = {"tile_height_px": header.tile_height_px, "tile_width_px": header.tile_width_px}
+    return dict(cut(grid, most=most, **tile))
 
 
 def _most(header: ImageHeader, *, side_px: int, shard_mb: int) -> int:
@@ -247,14 +276,17 @@ def _piece(row: dict[str, Any], first: int, count: int) -> dict[str, Any]:
 
 
 def store_tasks(shards: pa.Table) -> list[pa.Table]:
-    """One shard a task; those of one remote slide share a task, because they share its copy."""
+    """One shard a task; those of one image share a task where they share more than its pixels.
+
+    That is the copy of a remote slide, and what was decoded before a row of a PNG or JPEG file.
+    """
     starts, last = [], None
     for place, shard in enumerate(shards.to_pylist()):
         uri = shard["pieces"][0]["uri"]
-        copied = uri if is_slide(uri) and not Location.of(uri).is_local else None
-        if copied is None or copied != last:
+        shared = uri if is_copied(uri) or is_sequential(uri) else None
+        if shared is None or shared != last:
             starts.append(place)
-        last = copied
+        last = shared
     ends = [*starts[1:], shards.num_rows]
     return [shards.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
 

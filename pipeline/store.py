@@ -18,19 +18,19 @@ from pipeline.extract import (
     group_hash,
     squares_of,
 )
-from pipeline.grid import groups_per_read
+from pipeline.grid import kept_tiles
 from pipeline.journal import write_entry
+from pipeline.masks import leave_out_masked, open_mask
 from pipeline.plan import grid_of, group_bytes, header_of, peak_gb
-from pipeline.readers.copies import LocalCopies
 from pipeline.readers.faults import fault_of
-from pipeline.readers.open import open_image
+from pipeline.readers.open import LastImage
 from pipeline.readers.protocol import MachineError, SourceError
 from pipeline.schema import PART, entry_name, group_schema, tensor_column
 from pipeline.statistics import measure
 from pipeline.storage import Location
 
-READ_BYTES = 32_000_000
-"""The most pixels one read of a source brings, unless a single group is larger."""
+READ_BYTES = 4_000_000
+"""The most pixels on their way from source to shard, unless a single group is larger."""
 
 BAD_GROUP = pa.struct([("group", pa.int32()), ("window", pa.string()), ("cause", pa.string())])
 STORED = pa.schema(
@@ -67,19 +67,20 @@ def store_shards(
              shard are also an entry of the journal
     Runs as  a task of one CPU a shard: extract, leave out background, measure, write; all shards
              of a remote slide are one task, which copies it to the worker's disk once
-    Memory   about three times READ_BYTES, and shard_mb where a shard holds whole images: such an
-             image is written once all of it has been read, so a damaged one leaves no byte behind
+    Memory   READ_BYTES, up to MAX_KEPT_BYTES of decoded tiles that groups share, and shard_mb where
+             a shard holds whole images: such an image is written once all of it has been read, so
+             a damaged one leaves no byte behind
     Fails    never: a damaged source becomes a cause; where the machine, the store or the output
              fails, the last row says so as `fault`: an exception loses its words on the way
     """
     rows: list[dict[str, Any]] = []
-    with LocalCopies() as copies:
+    with LastImage() as images:
         read = partial(
             _content,
             grouping=grouping,
             background=background,
             limits=limits,
-            copies=copies,
+            images=images,
             on_error=on_error,
         )
         for shard in shards.to_pylist():
@@ -123,13 +124,12 @@ def _store_piece(
     start = writer.position
     try:
         for groups in read(piece, bad_groups=bad_groups):
-            squares = squares_of(groups)
-            for place, address in enumerate(groups.drop_columns("pixels").to_pylist()):
-                height, width = address["valid_height_px"], address["valid_width_px"]
-                tile = squares[place, :height, :width]
-                stored["groups"].append(address["group"])
-                stored["moments"].append(measure(tile, nodata=nodata).row())
-                hashes.append(group_hash(address["group"], height, width, squares[place]))
+            names = ("group", "valid_height_px", "valid_width_px")
+            numbers = zip(*(groups[name].to_pylist() for name in names), strict=True)
+            for square, (group, height, width) in zip(squares_of(groups), numbers, strict=True):
+                stored["groups"].append(group)
+                stored["moments"].append(measure(square[:height, :width], nodata=nodata).row())
+                hashes.append(group_hash(group, height, width, square))
             held.append(groups)
             if not hold:
                 writer.write(held.pop())
@@ -170,30 +170,30 @@ def _content(
     grouping: GroupingConfig,
     background: BackgroundConfig,
     limits: LimitsConfig,
-    copies: LocalCopies,
+    images: LastImage,
     on_error: str,
     bad_groups: dict[int, SourceError],
 ) -> Iterator[pa.Table]:
-    """The piece's groups that hold something, a strip at a time."""
+    """The piece's groups that hold something, a few at a time."""
     extract: Callable[..., pa.Table] = extract_groups
     if on_error == "quarantine_groups":
         extract = partial(extract_readable, bad_groups=bad_groups)
     planned = header_of(piece)
     side = grouping.group_side_px
     grid = grid_of(planned, side_px=side)
-    most = groups_per_read(
-        side_px=side,
-        tile_px=planned.tile_width_px,
-        most=max(1, READ_BYTES // group_bytes(planned, side_px=side)),
+    most = max(1, READ_BYTES // group_bytes(planned, side_px=side))
+    image = images.open(piece["uri"], level=planned.level, bands=grouping.bands, limits=limits)
+    if repr(image.header) != repr(planned):  # repr: NaN nodata equals itself
+        raise SourceError("changed while it was being preprocessed")
+    image.keep_tiles(
+        kept_tiles(grid, tile_height_px=planned.tile_height_px, tile_width_px=planned.tile_width_px)
     )
-    with open_image(
-        piece["uri"], level=grouping.level, bands=grouping.bands, limits=limits, copies=copies
-    ) as image:
-        if repr(image.header) != repr(planned):  # repr: NaN nodata equals itself
-            raise SourceError("changed while it was being preprocessed")
-        for first, count in grid.runs(piece["first_group"], piece["num_groups"], most=most):
+    runs = grid.runs(piece["first_group"], piece["num_groups"], most=most)
+    with open_mask(piece["image_id"], background=background, limits=limits) as mask:
+        for first, count in runs:
             rows = addresses(piece["image_id"], grid=grid, first=first, count=count)
-            groups = extract(rows, image=image, grid=grid)
+            rows = leave_out_masked(rows, image=image, mask=mask, grid=grid, background=background)
+            groups = extract(rows, image=image, grid=grid) if rows.num_rows else rows
             if groups.num_rows:
                 groups = leave_out_background(groups, background=background, nodata=planned.nodata)
             if groups.num_rows:
@@ -222,25 +222,32 @@ class ShardWriter:
     def write(self, groups: pa.Table) -> None:
         """One record batch a row, checksum added."""
         squares = squares_of(groups)
+        checksums = pa.array([zlib.crc32(flat_bytes(square)) for square in squares], pa.uint32())
+        named = groups.drop_columns("pixels").append_column("crc32", checksums)
+        (rows,) = named.combine_chunks().to_batches()
         try:
-            for place, address in enumerate(groups.drop_columns("pixels").to_pylist()):
-                self._append(address, squares[place : place + 1])
+            for place in range(rows.num_rows):
+                # Taken, not sliced: a slice drags padding along, and sizes would differ.
+                self._append(rows.take(pa.array([place])), squares[place : place + 1])
         except OSError as error:
             raise WriteError(f"{self._shard}: cannot be written ({error})") from error
 
-    def _append(self, address: dict[str, Any], square: np.ndarray) -> None:
+    def _append(self, row: pa.RecordBatch, square: np.ndarray) -> None:
         if self._writer is None:
             _, side, _, bands = square.shape
             self._schema = group_schema(side_px=side, bands=bands, dtype=str(square.dtype))
             self._file = pa.OSFile(str(self._draft), "wb")
             self._writer = pa.ipc.new_file(self._file, self._schema)
-        values = {**address, "crc32": zlib.crc32(flat_bytes(square))}
-        # Arrays of their own, not slices: a slice drags padding along, and sizes would differ.
-        columns = [pa.array([values[f.name]], f.type) for f in self._schema if f.name in values]
-        batch = pa.record_batch([*columns, tensor_column(square)], schema=self._schema)
+        columns = [*row.columns, tensor_column(square)]
+        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         self._writer.write_batch(batch)
-        self.position = (self.position[0] + 1, self._file.tell())
-        self._last_bytes = pa.ipc.get_record_batch_size(batch)
+        batches, start = self.position
+        self.position = (batches + 1, self._file.tell())
+        # The file's header goes out with the first batch.
+        first = batches == 0
+        self._last_bytes = (
+            pa.ipc.get_record_batch_size(batch) if first else self.position[1] - start
+        )
 
     def part_since(self, start: tuple[int, int]) -> dict[str, Any] | None:
         """Where the batches written since `start` lie; all of one image, so all of one size."""
@@ -248,7 +255,6 @@ class ShardWriter:
         if not batches:
             return None
         num_bytes = batches * self._last_bytes
-        # The file's header goes out with the first batch, so only the end is known beforehand.
         if start[0] and end - num_bytes != start[1]:
             raise AssertionError("record batches of one image differ in size")
         return {

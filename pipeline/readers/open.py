@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import PurePosixPath
+from typing import Any, Self
 
 from pipeline.config import LimitsConfig
 from pipeline.readers.copies import LocalCopies
@@ -22,9 +23,14 @@ def suffix_of(uri: str) -> str:
     return PurePosixPath(uri).suffix.lower()
 
 
-def is_slide(uri: str) -> bool:
-    """Whether openslide reads it, from a local file only."""
-    return suffix_of(uri) in SLIDES
+def is_copied(uri: str) -> bool:
+    """Whether it is a slide afar: openslide reads local files only."""
+    return suffix_of(uri) in SLIDES and not Location.of(uri).is_local
+
+
+def is_sequential(uri: str) -> bool:
+    """Whether a row is decoded only after all rows above it."""
+    return DRIVERS.get(suffix_of(uri)) in ("PNG", "JPEG")
 
 
 @contextmanager
@@ -59,3 +65,38 @@ def open_image(
             yield slide
     else:
         raise SourceError(f"suffix {suffix!r} is none of {', '.join(SUFFIXES)}")
+
+
+class LastImage:
+    """Keeps the last image open, so that pieces of it share one download and what was decoded."""
+
+    def __init__(self) -> None:
+        self._copies = LocalCopies()
+        self._held = ExitStack()
+        self._asked: Any = None
+        self._image: ImageReader | None = None
+
+    def open(
+        self, uri: str, *, level: int, bands: list[int] | None, limits: LimitsConfig
+    ) -> ImageReader:
+        """The image, until another one is opened or the block ends."""
+        asked = (uri, level, bands, limits)
+        if self._image is None or asked != self._asked:
+            self.close()
+            self._image = self._held.enter_context(
+                open_image(uri, level=level, bands=bands, limits=limits, copies=self._copies)
+            )
+            self._asked = asked
+        return self._image
+
+    def close(self) -> None:
+        """Let the image go; the copy of a slide stays until another one is copied."""
+        self._image = None
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+        self._copies.close()

@@ -7,9 +7,11 @@ import numpy as np
 import openslide
 
 from pipeline.grid import Window
-from pipeline.readers.protocol import ImageHeader, SourceError, check_level
+from pipeline.readers.protocol import MAX_KEPT_BYTES, ImageHeader, SourceError, check_level
 
 SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".dcm")
+
+CACHE_BYTES = 32_000_000
 
 
 class OpenSlideReader:
@@ -59,17 +61,7 @@ class OpenSlideReader:
 
     def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """[height, width, bands]; what the scanner skipped shows the slide's background colour."""
-        corner = (round(window.left_px * self._down), round(window.top_px * self._down))
-        try:
-            region = self._slide.read_region(
-                corner, self._level, (window.width_px, window.height_px)
-            )
-        except (openslide.OpenSlideError, OSError) as error:
-            # openslide answers nothing more after an error
-            self._slide.close()
-            self._slide = self._open()
-            raise SourceError(str(error), window=window) from error
-        pixels = np.asarray(region)
+        pixels = self._region(window)
         colour, alpha = pixels[..., :3], pixels[..., 3:]
         if alpha.min() < 255:
             share = alpha.astype(np.float32) / 255
@@ -80,9 +72,35 @@ class OpenSlideReader:
         out[...] = colour[..., self._bands]
         return out
 
-    def keep_tiles(self, num_bytes: int) -> None:
-        """Decoded tiles of this slide."""
-        self._slide.set_cache(openslide.OpenSlideCache(num_bytes))
+    def alpha(self, window: Window) -> np.ndarray | None:
+        """0 where the scanner skipped."""
+        return self._region(window)[..., 3]
+
+    def _region(self, window: Window) -> np.ndarray:
+        """[height, width, RGBA]."""
+        corner = (round(window.left_px * self._down), round(window.top_px * self._down))
+        try:
+            region = self._slide.read_region(
+                corner, self._level, (window.width_px, window.height_px)
+            )
+        except (openslide.OpenSlideError, OSError) as error:
+            # openslide answers nothing more after an error
+            self._slide.close()
+            self._slide = self._open()
+            raise SourceError(str(error), window=window) from error
+        return np.asarray(region)
+
+    @property
+    def downsamples(self) -> list[float]:
+        """As openslide tells them."""
+        told = self._slide.level_downsamples
+        return [down / told[0] for down in told]
+
+    def keep_tiles(self, num_tiles: int) -> None:
+        """Openslide keeps 4 bytes a px."""
+        needed = num_tiles * self.header.tile_height_px * self.header.tile_width_px * 4
+        kept = openslide.OpenSlideCache(min(MAX_KEPT_BYTES, CACHE_BYTES + needed))
+        self._slide.set_cache(kept)
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,9 @@ from pipeline.storage import Location
 
 SMALL_BYTES = 10**9  # blank images of such a size can be compressed beyond any ratio
 
+MAX_KEPT_BYTES = 256_000_000
+"""Of decoded tiles in a worker: enough for RGB tiles of 512 px over a width of 80,000 px."""
+
 
 class SourceError(Exception):
     """A source that cannot be read, with the cause and, when known, where in the image."""
@@ -69,6 +72,11 @@ class ImageReader(Protocol):
         """What is known before a pixel is read."""
         ...
 
+    @property
+    def downsamples(self) -> list[float]:
+        """Of every level: how many px of level 0 lie along the side of one of its px."""
+        ...
+
     def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """[height, width, bands] in the source's dtype; SourceError when it cannot be decoded.
 
@@ -76,8 +84,12 @@ class ImageReader(Protocol):
         """
         ...
 
-    def keep_tiles(self, num_bytes: int) -> None:
-        """Keep so much of what was decoded, the last used: what is read again costs nothing."""
+    def alpha(self, window: Window) -> np.ndarray | None:
+        """[height, width], 0 where nothing is to be seen; None where the image says nothing."""
+        ...
+
+    def keep_tiles(self, num_tiles: int) -> None:
+        """Keep so many decoded tiles, the last used, up to MAX_KEPT_BYTES of them."""
         ...
 
     def __enter__(self) -> Self: ...

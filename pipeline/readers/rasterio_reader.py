@@ -1,8 +1,9 @@
 """GeoTIFF, COG, BigTIFF, JPEG 2000, PNG and JPEG through rasterio (GDAL).
 
 Bands are kept as they are, an alpha band included. What marks missing pixels is the declared nodata
-value; internal masks are not read. Sidecar files (.aux.xml, .ovr, .msk) are never looked for: the
-pixels of an image are a function of its own bytes.
+value; alpha and the mask inside a file tell which groups hold nothing, where that is asked for.
+Sidecar files (.aux.xml, .ovr, .msk) are never looked for: the pixels of an image are a function of
+its own bytes.
 """
 
 import warnings
@@ -14,13 +15,20 @@ from typing import Any, Self
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio.enums import MaskFlags
 from rasterio.env import setenv
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from pipeline.grid import Window
 from pipeline.readers.complaints import complaints
-from pipeline.readers.protocol import ImageHeader, SourceError, StreamError, check_level
+from pipeline.readers.protocol import (
+    MAX_KEPT_BYTES,
+    ImageHeader,
+    SourceError,
+    StreamError,
+    check_level,
+)
 from pipeline.readers.watched import WatchedFile
 from pipeline.storage import Location
 
@@ -35,7 +43,7 @@ DRIVERS = {
     ".jpeg": "JPEG",
 }
 # GDAL's own default takes 5 % of the machine for decoded tiles, in every worker.
-CACHE_BYTES = 32_000_000
+CACHE_BYTES = 8_000_000
 ONE_STREAM = (".png", ".jpg", ".jpeg")
 """Decoded from the top: damage may show only long after the pixels that it falsified."""
 MICRONS = {"2": 25_400.0, "3": 10_000.0}  # TIFF resolution units: inch, centimetre
@@ -69,7 +77,8 @@ class RasterioReader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 whole = self._stack.enter_context(rasterio.open(path, **options))
-                num_levels = 1 + len(whole.overviews(1))
+                self._factors = whole.overviews(1)
+                num_levels = 1 + len(self._factors)
                 check_level(level, num_levels=num_levels)
                 self._source = whole
                 if level:
@@ -138,9 +147,30 @@ class RasterioReader:
             raise SourceError(heard[0], window=window)
         return out
 
-    def keep_tiles(self, num_bytes: int) -> None:
-        """GDAL has one cache for all that a process has open: this is its size."""
-        setenv(GDAL_CACHEMAX=num_bytes)
+    def alpha(self, window: Window) -> np.ndarray | None:
+        """The alpha band, or the mask inside the file."""
+        if MaskFlags.per_dataset not in self._source.mask_flag_enums[0]:
+            return None
+        place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
+        try:
+            shown = self._source.read_masks(1, window=place)
+            self._check_store()
+        except (RasterioError, OSError) as error:
+            raise SourceError(self._told(error), window=window) from self._failure or error
+        return shown
+
+    def keep_tiles(self, num_tiles: int) -> None:
+        """GDAL has one cache for all that a process has open, and counts its own notes in."""
+        header = self.header
+        # A tile brings all bands that lie in it, asked for or not; a mask is one more.
+        values = header.tile_height_px * header.tile_width_px * (self._source.count + 1)
+        needed = num_tiles * values * np.dtype(header.dtype).itemsize
+        setenv(GDAL_CACHEMAX=min(MAX_KEPT_BYTES, CACHE_BYTES + needed * 11 // 10))
+
+    @property
+    def downsamples(self) -> list[float]:
+        """From the factors that GDAL finds in the sizes of overviews."""
+        return [1.0, *map(float, self._factors)]
 
     def _open_again(self) -> None:
         """GDAL keeps a tile that was complained of, and would give it without a word next time."""

@@ -114,3 +114,20 @@ def test_a_large_offset_does_not_drown_a_small_spread() -> None:
 def test_a_band_without_any_value_has_no_spread_and_no_warning() -> None:
     moments = measure(np.full((4, 4, 1), np.nan, "float32"), nodata=None)
     assert (moments.count[0], moments.mean[0], moments.std[0]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
+def test_moments_of_integers_are_exact_whatever_lies_at_the_ends_of_their_range(dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    pixels = noise(600, 37, 2, dtype=dtype)
+    pixels[:300] = limits.min
+    pixels[300:, :, 1] = limits.max
+    pixels[::7, :, 0] = 3
+    moments = measure(pixels, nodata=3.0)
+    for band in range(2):
+        values = [value for value in pixels[..., band].ravel().tolist() if value != 3]
+        n, total = len(values), sum(values)
+        squares = sum(value * value for value in values)
+        assert moments.count[band] == n
+        assert moments.mean[band] == total / n
+        assert moments.m2[band] == (n * squares - total * total) / n

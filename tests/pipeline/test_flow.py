@@ -73,7 +73,7 @@ def test_real_files_good_and_bad_make_one_dataset(shared: Path, tmp_path: Path) 
     (table,) = (tmp_path / "out").glob("quarantine-*.parquet")
     quarantine = parquet.read_table(table).to_pylist()
     assert [row["image_id"] for row in quarantine] == ["corrupt", "unopenable", "unreadable"]
-    assert quarantine[0]["window"] == "rows 512-640, columns 0-1024"
+    assert quarantine[0]["window"] == "rows 512-640, columns 512-640"
 
 
 @pytest.mark.ray
@@ -88,7 +88,7 @@ def test_a_gigabit_scene_needs_less_than_a_gigabyte_a_worker(tmp_path: Path) -> 
     assert 0.05 < report.peak_worker_gb < 1.0
     stored = open_dataset(report.output)
     (record,) = stored.images()
-    assert len(record.parts) == 2  # so that each worker had a share
+    assert len(record.parts) > 1  # so that each worker had a share
     last = stored.read(record, groups=slice(99, 100))
     with rasterio.open(path) as source:
         corner = source.read(window=((5760, 6400), (5760, 6400)))

@@ -1,11 +1,15 @@
 """Every pixel of an image lies in exactly one group, and reads respect the source's tiles."""
 
+import itertools
+import math
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.grid import Grid, groups_per_read
+from pipeline.grid import Grid, cut, kept_tiles
 
 SIDES = st.integers(1, 40)
 LENGTHS = st.integers(1, 150)
@@ -66,13 +70,60 @@ def test_windows_cut_the_source_between_its_tiles_when_the_tile_divides_the_grou
         assert bottom % tile == 0 or bottom == grid.height_px
 
 
-@given(side=SIDES, tile=SIDES, most=st.integers(1, 50))
-def test_a_read_ends_at_a_tile_whenever_some_allowed_length_does(
-    side: int, tile: int, most: int
+def tiles_of(grid: Grid, group: int, tile: tuple[int, int]) -> list[tuple[int, int]]:
+    """The source's tiles under a group, in the order in which a reader asks for them."""
+    w = grid.window(group)
+    return [
+        (row, column)
+        for row in range(w.top_px // tile[0], (w.top_px + w.height_px - 1) // tile[0] + 1)
+        for column in range(w.left_px // tile[1], (w.left_px + w.width_px - 1) // tile[1] + 1)
+    ]
+
+
+@given(grids(), LENGTHS, LENGTHS)
+def test_so_many_kept_tiles_are_enough_to_decode_each_tile_once(
+    grid: Grid, tile_height: int, tile_width: int
 ) -> None:
-    count = groups_per_read(side_px=side, tile_px=tile, most=most)
-    ends = [n for n in range(1, most + 1) if n * side % tile == 0]
-    assert count == (max(ends) if ends else most)
+    tile = (tile_height, tile_width)
+    most = kept_tiles(grid, tile_height_px=tile_height, tile_width_px=tile_width)
+    kept: OrderedDict[tuple[int, int], None] = OrderedDict()
+    decoded: list[tuple[int, int]] = []
+    for group in range(grid.num_groups):
+        for place in tiles_of(grid, group, tile):
+            if place not in kept:
+                decoded.append(place)
+            kept[place] = None
+            kept.move_to_end(place)
+            if len(kept) > most:
+                kept.popitem(last=False)
+    assert len(decoded) == len(set(decoded))
+
+
+def test_tiles_that_end_with_the_groups_are_not_kept_longer_than_a_group() -> None:
+    for side in (5_000, 20_000):
+        grid = Grid(height_px=side, width_px=side, side_px=512)
+        assert kept_tiles(grid, tile_height_px=256, tile_width_px=512) == 2
+
+
+@given(grids(), LENGTHS, LENGTHS, st.integers(1, 200))
+def test_pieces_hold_every_group_once_in_order_and_share_a_row_of_tiles_at_most(
+    grid: Grid, tile_height: int, tile_width: int, most: int
+) -> None:
+    tile = (tile_height, tile_width)
+    parts = list(cut(grid, most=most, tile_height_px=tile_height, tile_width_px=tile_width))
+    groups = [range(first, first + count) for first, count in parts]
+    assert [group for piece in groups for group in piece] == list(range(grid.num_groups))
+    assert all(len(piece) <= most * 3 // 2 for piece in groups)
+    tiles = [
+        {place for group in piece for place in tiles_of(grid, group, tile)} for piece in groups
+    ]
+    together = math.lcm(grid.side_px, tile_height) // grid.side_px * grid.columns
+    for above, below in itertools.pairwise(tiles):
+        shared = above & below
+        if together <= most * 3 // 2:
+            assert not shared
+        elif grid.columns <= most:
+            assert len({row for row, _ in shared}) <= 1
 
 
 def test_groups_outside_the_grid_or_over_a_row_end_are_refused() -> None:
