@@ -84,7 +84,7 @@ def drawn(
 ) -> NDArray[np.uint8]:
     """[height, width, 3]: the pixels, grey stripes for what was left out, red for what is bad."""
     picture = _stretched(small.pixels, kept)
-    rows, columns = np.indices(small.stored.shape, sparse=True)
+    rows, columns = np.ogrid[: small.stored.shape[0], : small.stored.shape[1]]
     stripes = ((rows + columns) // STRIPE_PX % 2 == 0)[..., None]
     picture = np.where(small.stored[..., None], picture, np.where(stripes, GREY, DARK_GREY))
     if bad_groups:

@@ -40,6 +40,12 @@ def test_batches_of_stored_pixels_are_collated_without_reading_them() -> None:
     assert moved.image.equal(wanted.image)
 
 
+def test_stored_pixels_and_tensors_share_a_batch() -> None:
+    one, other = image(2, 3, seed=1), image(1, 2, seed=2)
+    mixed = collate([replace(one, pixels=StoredPixels(list(one.pixels.numpy()))), other])
+    assert mixed.pixels.equal(collate([one, other]).pixels)
+
+
 def test_squares_of_several_formats_are_refused() -> None:
     with pytest.raises(ValueError, match="squares of 2 formats"):
         StoredPixels([np.zeros((2, 2, 1), np.uint8), np.zeros((2, 2, 1), np.uint16)])
