@@ -1,5 +1,6 @@
 """A dataset is whole or is not there, and nobody else's files are touched."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -59,7 +60,7 @@ def test_an_interrupted_job_leaves_no_dataset_and_the_next_one_cleans_up(
         preprocess(config, run_stage=dies_after(2))
     assert "dataset.json" not in files(out)
     # what other versions, a task that outlived its job, or a power cut may leave
-    (out / SHARDS_FOLDER / "a-000017.arrow").write_bytes(b"half")
+    (out / SHARDS_FOLDER / "a-0000000017.arrow").write_bytes(b"half")
     (out / shard_name("0" * 12, "0" * 16)).write_bytes(b"half")
     (out / SHARDS_FOLDER / ".a-000018.arrow.partial-0123abcd").write_bytes(b"half")
     (out / "journal" / ("0" * 12 + "-" + "0" * 16 + ".arrow")).write_bytes(b"half")
@@ -67,7 +68,16 @@ def test_an_interrupted_job_leaves_no_dataset_and_the_next_one_cleans_up(
     (out / SHARDS_FOLDER / "notes.arrow").write_text("keep me too")
     with pytest.raises(ValueError, match="not a finished dataset"):
         open_dataset(config.output)
-    preprocess(config, run_stage=in_process)
+    left = []
+
+    def looks(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+        left.append(files(out))
+        yield from in_process(stage, tasks)
+
+    preprocess(config, run_stage=looks)
+    assert not any(
+        "00000000" in name or ".partial" in name for name in left[0]
+    )  # room for new shards
     assert files(out) == {
         "mine.txt",
         f"{SHARDS_FOLDER}/notes.arrow",

@@ -170,14 +170,41 @@ def test_a_journal_that_does_not_fit_its_shards_is_not_believed(
 def test_a_source_that_changed_while_the_job_was_dead_is_stored_as_it_is_now(
     config: PreprocessConfig, tmp_path: Path
 ) -> None:
+    empty = np.zeros((640, 640, 3), "uint8")  # leaves an entry and no shard
+    write_raster(tmp_path / "in" / "00.tif", empty, nodata=0)
     with pytest.raises(KeyboardInterrupt):
-        preprocess(config, run_stage=dies_after(4))
-    path = write_raster(tmp_path / "in" / "1.tif", noise(200, 240, 3, seed=77))
+        preprocess(config, run_stage=dies_after(6))
+    write_raster(tmp_path / "in" / "00.tif", empty + 1, nodata=0)
     write_raster(tmp_path / "in" / "0.tif", noise(900, 940, 3, seed=78))
+    path = write_raster(tmp_path / "in" / "1.tif", noise(210, 250, 3, seed=77))
     (tmp_path / "in" / "2.tif").unlink()
     os.utime(path, ns=(1, 1))
     preprocess(config, run_stage=backwards)
     assert_same(config, undisturbed(config))
+
+
+def test_the_neighbours_of_a_source_that_vanished_and_came_back_are_counted_once(
+    config: PreprocessConfig, tmp_path: Path
+) -> None:
+    source = tmp_path / "in" / "1.tif"
+    shutil.copy2(source, tmp_path / "as it was")
+
+    def dies_before_it_publishes() -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("pipeline.flow.publish", dies)
+            with pytest.raises(KeyboardInterrupt):
+                preprocess(config, run_stage=in_process)
+
+    dies_before_it_publishes()
+    source.unlink()
+    dies_before_it_publishes()
+    shutil.copy2(tmp_path / "as it was", source)
+    preprocess(config, run_stage=in_process)
+    assert_same(config, undisturbed(config))
+
+
+def dies(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_cause_that_was_mended_without_a_change_of_the_source_is_looked_at_again(
