@@ -18,8 +18,8 @@ class GroupingConfig:
     """Side of the square that becomes one group, in px of the chosen level."""
     patch_px: int = 16
     """The patch side training intends; only checked here: groups are stored as plain tiles."""
-    level: int | None = None
-    """0 is full resolution, as is None; 1 the first overview, and so on."""
+    level: int = 0
+    """0 is full resolution; 1 the first overview, and so on."""
     mpp: float | None = None
     """Instead of `level`: the level of each image with so many microns per px."""
     resolution: float | None = None
@@ -49,11 +49,11 @@ class GroupingConfig:
 
     def _check_level(self) -> None:
         names = ("level", "mpp", "resolution")
-        given = [name for name in names if getattr(self, name) is not None]
+        given = [name for name in names if getattr(self, name)]
         if len(given) > 1:
             told = ", ".join(f"{name} {getattr(self, name):g}" for name in given)
             raise ValueError(f"grouping has {told}: the level is chosen by one of them")
-        if self.level is not None and self.level < 0:
+        if self.level < 0:
             raise ValueError(f"level {self.level} is negative: 0 is full resolution")
         for name in ("mpp", "resolution", "spacing_tolerance"):
             value = getattr(self, name)

@@ -111,9 +111,8 @@ def _header(
     opened: LastImage, uri: str, *, grouping: GroupingConfig, limits: LimitsConfig
 ) -> ImageHeader:
     """Of the level that is meant."""
-    level = grouping.level or 0
-    image = opened.open(uri, level=level, bands=grouping.bands, limits=limits)
-    if (meant := level_of(image, grouping=grouping)) != level:
+    image = opened.open(uri, level=grouping.level, bands=grouping.bands, limits=limits)
+    if (meant := level_of(image, grouping=grouping)) != grouping.level:
         image = opened.open(uri, level=meant, bands=grouping.bands, limits=limits)
     _check_grid(image.header, grouping=grouping)
     return image.header

@@ -17,7 +17,7 @@ def level_of(image: ImageReader, *, grouping: GroupingConfig) -> int:
     elif grouping.resolution is not None:
         base, wanted, unit = _on_the_ground(image.header), grouping.resolution, "CRS units"
     else:
-        return grouping.level or 0
+        return grouping.level
     spacings = [base * down for down in image.downsamples]
     apart = [abs(math.log(spacing / wanted)) for spacing in spacings]
     level = apart.index(min(apart))

@@ -66,7 +66,7 @@ def test_every_group_is_planned_exactly_once_in_shards_of_bounded_size_and_one_f
         assert len({(header.bands, header.dtype) for header in headers}) == 1
         groups = sum(piece["num_groups"] for piece in shard["pieces"])
         most = shard_mb * 1_000_000 // group_bytes(headers[0], side_px=64)
-        assert groups <= (most if shard["whole_images"] else most * 3 // 2)
+        assert groups <= most * 3 // 2
         assert shard["whole_images"] or len(shard["pieces"]) == 1
         for piece in shard["pieces"]:
             first = piece["first_group"]
