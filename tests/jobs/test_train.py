@@ -155,7 +155,8 @@ def test_a_damaged_shard_ends_training_with_its_image(trained, store, tmp_path, 
         trained.config, dataset=str(folder), storage_path=str(tmp_path / "runs"), total_steps=3
     )
     code, line = refusal(config, capsys)
-    assert code == 2
-    assert f"of image {record.image_id!r} is damaged (checksum); preprocess again" in line
+    assert code == 1
+    assert f"images cannot be read ({record.image_id!r})" in line
+    assert "batch.max_damaged_share allows 0: preprocess them again" in line
     with pytest.raises(ValueError, match="no model 'tiny'"):
         registry.show("tiny")
