@@ -145,7 +145,9 @@ class Feed:
         """
         steps = range(first_step, last_step)
         places = deque(product(steps, range(self.config.accumulation)))
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
+        # from afar an answer takes long to begin, so all of them are asked for at once
+        readers = 1 if self.dataset.place.is_local else ahead + 1
+        with ThreadPoolExecutor(max_workers=readers, thread_name_prefix="feed") as reader:
             waiting: deque[tuple[Share, Future[Batch], int]] = deque()
             while places or waiting:
                 while places and len(waiting) <= ahead:
