@@ -12,8 +12,8 @@ import pyarrow as pa
 from pipeline.cache import CacheConfig
 from pipeline.storage import Location
 
-PIECE_BYTES = 8 << 20
-"""The most that one request asks for."""
+PIECE_BYTES = 32 << 20
+"""The most that one request asks for: so large, for some stores count requests more than bytes."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
 
 
@@ -24,7 +24,7 @@ class ReadingConfig:
     patience_s: float = 120.0
     """How long a store that does not answer is asked again before reading gives up."""
     in_flight: int = 8
-    """Requests at a time, of 8 MiB at most."""
+    """Requests at a time, of 32 MiB at most; so much memory each beside what is read."""
     cache: CacheConfig | None = None
     """Where each node keeps what it has read; None keeps nothing."""
 
