@@ -96,7 +96,7 @@ class Dataset:
 
         Raises:
             DamagedError: it is damaged all the same.
-            ConnectionError: the store has not answered for reading.patience_s.
+            TimeoutError: the store has not answered for reading.patience_s.
         """
         start, stop, step = (groups or slice(None)).indices(len(record.groups))
         if step != 1:

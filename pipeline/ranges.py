@@ -49,7 +49,7 @@ class Ranges:
         """`size` bytes from `start`, or fewer where the file ends.
 
         Raises:
-            ConnectionError: the store has not answered for patience_s.
+            TimeoutError: the store has not answered for patience_s.
         """
         pieces = [(at, min(PIECE_BYTES, size - at)) for at in range(0, size, PIECE_BYTES)]
         asked = [self._pool.submit(self._piece, place, start + at, length) for at, length in pieces]
@@ -82,7 +82,7 @@ class Ranges:
                 # all workers come back at different moments, or they would bring it down again
                 wait_s = random.uniform(0.0, longest)  # noqa: S311 - no secret depends on it
                 if time.monotonic() + wait_s > failing_since + self.config.patience_s:
-                    raise ConnectionError(
+                    raise TimeoutError(
                         f"{error}; tried for {self.config.patience_s:g} s (reading.patience_s)"
                     ) from error
                 time.sleep(wait_s)

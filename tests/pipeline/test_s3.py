@@ -117,7 +117,7 @@ def test_a_store_that_is_away_is_asked_again_with_growing_pauses_until_patience_
     assert pauses == [0.1 * 2**attempt for attempt in range(6)]
     answers = iter(lambda: fault, None)
     said = r"^s3://scans/blob: .*; tried for 5 s \(reading\.patience_s\)$"
-    with pytest.raises(ConnectionError, match=said):
+    with pytest.raises(TimeoutError, match=said):
         Ranges(ReadingConfig(patience_s=5)).read(place, 0, 4)
     answers = iter([PermissionError("no")])
     with pytest.raises(PermissionError, match="access refused"):
