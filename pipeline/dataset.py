@@ -20,7 +20,14 @@ from pyarrow import parquet
 
 from pipeline.cache import RangeCache
 from pipeline.extract import group_hash
-from pipeline.messages import COLUMNS, Kind, Run, StrangeBatchError, read_run
+from pipeline.messages import (
+    COLUMNS,
+    MAX_METADATA_BYTES,
+    Kind,
+    Run,
+    StrangeBatchError,
+    read_run,
+)
 from pipeline.ranges import Ranges, ReadingConfig
 from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part
 from pipeline.schema import INFO, PixelFormat
@@ -165,6 +172,12 @@ class Dataset:
     ) -> Run:
         """Batches first .. last of a part from one range of bytes."""
         size = part.num_bytes // part.num_batches
+        if not kind.num_bytes < size <= kind.num_bytes + MAX_METADATA_BYTES:
+            raise DamagedError(
+                f"{self.place}: image {record.image_id!r} claims {size} bytes a group, and its "
+                f"pixels take {kind.num_bytes}; preprocess again",
+                image_id=record.image_id,
+            )
         start, num_bytes = part.start_byte + first * size, (last - first) * size
         content = self._bytes(part.shard, start, num_bytes, fresh=fresh)
         shard = self.place.child(part.shard)

@@ -17,7 +17,7 @@ from isal.isal_zlib import crc32
 from pipeline.schema import group_schema
 
 PREFIX_BYTES = 8  # a mark, and the size of the metadata
-MAX_METADATA_BYTES = 1 << 16
+MAX_METADATA_BYTES = 1 << 16  # all that a message holds beside its pixels
 PLACES = ("group", "row", "column", "valid_height_px", "valid_width_px")
 COLUMNS = {name: np.dtype("<i4") for name in PLACES} | {"crc32": np.dtype("<u4")}
 """What is read of a group beside its pixels, as pipeline.schema stores it."""
@@ -48,6 +48,11 @@ class Kind:
     def shape(self) -> tuple[int, int, int]:
         """Of its pixels."""
         return self.side_px, self.side_px, self.bands
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its pixels."""
+        return self.side_px * self.side_px * self.bands * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,7 @@ def layout(metadata: bytes, *, message_bytes: int, kind: Kind) -> dict[str, int]
     except (pa.ArrowException, OSError, EOFError) as error:
         raise StrangeBatchError("no batch of a group") from error
     sizes = {name: dtype.itemsize for name, dtype in COLUMNS.items()}
-    sizes["pixels"] = int(np.prod(kind.shape)) * np.dtype(kind.dtype).itemsize
+    sizes["pixels"] = kind.num_bytes
     return {name: _offset(batch, name, num_bytes, blank) for name, num_bytes in sizes.items()}
 
 

@@ -38,7 +38,7 @@ class ReadingConfig:
 class Ranges:
     """Reads ranges; safe to use from several threads, which share the requests in flight.
 
-    Memory: the range itself, and a piece a request in flight.
+    Memory: the range itself, and a piece for every request in flight.
     """
 
     def __init__(self, config: ReadingConfig) -> None:
@@ -51,20 +51,20 @@ class Ranges:
         Raises:
             TimeoutError: the store has not answered for patience_s.
         """
-        pieces = [(at, min(PIECE_BYTES, size - at)) for at in range(0, size, PIECE_BYTES)]
-        asked = [self._pool.submit(self._piece, place, start + at, length) for at, length in pieces]
-        if len(asked) == 1:
-            return pa.py_buffer(asked[0].result())
-        whole, filled = np.empty(size, np.uint8), 0
+        if 0 < size <= PIECE_BYTES:
+            return pa.py_buffer(self._pool.submit(self._piece, place, start, size).result())
+        whole = np.empty(size, np.uint8)
+
+        def fill(at: int) -> int:
+            content = self._piece(place, start + at, min(PIECE_BYTES, size - at))
+            whole[at : at + len(content)] = np.frombuffer(content, np.uint8)
+            return len(content)
+
+        pieces = [self._pool.submit(fill, at) for at in range(0, size, PIECE_BYTES)]
         try:
-            for (at, length), piece in zip(pieces, asked, strict=True):
-                content = piece.result()
-                whole[at : at + len(content)] = np.frombuffer(content, np.uint8)
-                filled += len(content)
-                if len(content) < length:
-                    break
+            filled = sum(piece.result() for piece in pieces)
         finally:
-            for piece in asked:
+            for piece in pieces:
                 piece.cancel()
         return pa.py_buffer(whole).slice(0, filled)
 

@@ -81,9 +81,7 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
-def test_an_endpoint_that_goes_away_in_the_middle_of_an_epoch_loses_nothing(
-    endpoint, tiny_dataset
-):
+def test_an_endpoint_that_goes_away_in_the_middle_of_an_epoch_loses_nothing(endpoint, tiny_dataset):
     expected = list(feed(open_dataset(tiny_dataset)).stream(0, STEPS))
     source = feed(open_dataset("s3://training/set"))
     stream = source.stream(0, STEPS, ahead=0)

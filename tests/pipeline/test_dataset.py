@@ -180,6 +180,18 @@ def test_bytes_that_pretend_to_be_groups_are_refused_or_read_within_bounds(
         assert 0 <= first < last <= held.size
 
 
+@pytest.mark.parametrize("num_bytes", [0, 8, 32 * 32 * 3, 10**15])
+def test_a_part_that_claims_another_size_than_its_pixels_have_is_refused_unread(
+    dataset: Dataset, num_bytes: int
+) -> None:
+    record = dataset.images()[0]
+    (part,) = record.parts
+    claims = replace(part, num_bytes=num_bytes * part.num_batches)
+    with pytest.raises(DamagedError, match=f"claims {num_bytes} bytes a group") as caught:
+        dataset.read(replace(record, parts=(claims,)))
+    assert caught.value.image_id == record.image_id
+
+
 def test_groups_are_read_as_arrow_reads_them(dataset: Dataset) -> None:
     for record in dataset.images():
         (part,) = record.parts
