@@ -34,6 +34,7 @@ from pipeline.schema import INFO, PixelFormat
 from pipeline.storage import Location
 
 OPEN_MAPS = 512  # each holds a file descriptor, of which a process has about a thousand
+NONE = np.empty(0, np.int64)
 TABLE_NAME = re.compile(r"(images|quarantine)(-b)?\.parquet")
 
 
@@ -149,20 +150,15 @@ class Dataset:
             if first < last:
                 runs.append(self._run(record, part, first, last, kind=kind, fresh=fresh))
         columns = {
-            name: np.concatenate([run.columns[name] for run in runs], dtype=np.int64)
-            if runs
-            else np.empty(0, np.int64)
-            for name in COLUMNS
+            name: np.concatenate([NONE, *(run.columns[name] for run in runs)]) for name in COLUMNS
         }
         found = ImageGroups(pixels=[square for run in runs for square in run.pixels], **columns)
         self._require_places(record, found, np.array(record.groups[chosen], np.int64))
-        damaged = [run.damaged() for run in runs] if check else []
-        if any(map(len, damaged)):
-            sizes = np.cumsum([0, *(len(run.pixels) for run in runs)])
-            place = next(at + run[0] for at, run in zip(sizes, damaged, strict=False) if len(run))
+        damaged = np.concatenate([NONE, *(run.damaged() for run in runs if check)])
+        if damaged.any():
             raise DamagedError(
-                f"{self.place}: group {found.group[place]} of image {record.image_id!r} is damaged "
-                f"(checksum); preprocess again",
+                f"{self.place}: group {found.group[damaged.argmax()]} of image "
+                f"{record.image_id!r} is damaged (checksum); preprocess again",
                 image_id=record.image_id,
             )
         return found

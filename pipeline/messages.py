@@ -65,10 +65,10 @@ class Run:
     """By COLUMNS, as stored."""
 
     def damaged(self) -> np.ndarray:
-        """Places of the groups whose checksum is wrong; reads every byte once."""
+        """Of every group, whether its checksum is wrong; reads every byte once."""
         rows = self.pixels.view(np.uint8).reshape(len(self.pixels), -1)
         found = np.fromiter(map(crc32, rows), np.uint32, len(rows))
-        return np.flatnonzero(found != self.columns["crc32"])
+        return found != self.columns["crc32"]
 
 
 def read_run(content: pa.Buffer, *, count: int, kind: Kind) -> Run:
