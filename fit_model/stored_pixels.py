@@ -44,7 +44,7 @@ class StoredPixels:
         """These of the squares; nothing is copied."""
         if isinstance(chosen, slice):
             return StoredPixels(self._squares[chosen], turns=self._turns[chosen])
-        numbers = chosen.tolist()
+        numbers = torch.arange(len(self))[chosen].tolist()  # a mask as well as numbers
         return StoredPixels(
             [self._squares[number] for number in numbers],
             turns=[self._turns[number] for number in numbers],
@@ -79,7 +79,7 @@ class StoredPixels:
 
 def joined(parts: Sequence[Tensor | StoredPixels]) -> Tensor | StoredPixels:
     """The groups of all parts; copied where they are tensors."""
-    first, *others = parts
-    if isinstance(first, StoredPixels):
-        return first.followed_by([each for each in others if isinstance(each, StoredPixels)])
-    return torch.cat([each.to(first.device) for each in parts])
+    stored = [each for each in parts if isinstance(each, StoredPixels)]
+    if parts and len(stored) == len(parts):
+        return stored[0].followed_by(stored[1:])
+    return torch.cat([each.to(parts[0].device) for each in parts])
