@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from fit_model.augment.colours import Colours, joined_colours
 from fit_model.shapes import PerGroup, PerImage
 from fit_model.stored_pixels import Pixels, StoredPixels, joined
 
-PER_IMAGE = ("grid_rows", "grid_columns", "nodata")
+PER_IMAGE = ("grid_rows", "grid_columns", "nodata", "colours")
 """What a batch says of images; all else it says of groups."""
 
 
@@ -91,6 +92,8 @@ class GroupBatch:
     grid_columns: PerImage
     nodata: Float64[Tensor, " b"]
     """The value that marks missing pixels, NaN where none is declared."""
+    colours: Colours | None = None
+    """What becomes of each image's colours in training; None where they stay."""
 
     def __post_init__(self) -> None:
         for name in ("image", "row", "column", "valid_height_px", "valid_width_px"):
@@ -100,6 +103,8 @@ class GroupBatch:
                 )
         if not len(self.grid_rows) == len(self.grid_columns) == len(self.nodata):
             raise ValueError("grid_rows, grid_columns and nodata differ in their number of images")
+        if self.colours is not None and len(self.colours) != self.num_images:
+            raise ValueError(f"colours are for {len(self.colours)} of {self.num_images} images")
         if self.pixels.device.type == "cpu":
             self._check_values()
 
@@ -139,19 +144,19 @@ class GroupBatch:
         images = slice(int(image[0]), int(image[-1]) + 1)
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, values in parts.items():
-            parts[name] = values[images if name in PER_IMAGE else groups]
+            if values is not None:
+                parts[name] = values[images if name in PER_IMAGE else groups]
         return GroupBatch(**parts | {"image": image - image[0]})
 
     def to(self, device: torch.device | str) -> "GroupBatch":
         """The same batch on another device; asynchronous from pinned memory."""
         if isinstance(self.pixels, Tensor) and self.pixels.device == torch.device(device):
             return self
-        return GroupBatch(
-            **{
-                field.name: getattr(self, field.name).to(device, non_blocking=True)
-                for field in fields(self)
-            }
-        )
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, values in parts.items():
+            if values is not None:
+                parts[name] = values.to(device, non_blocking=True)
+        return GroupBatch(**parts)
 
 
 def collate(batches: Sequence[GroupBatch]) -> GroupBatch:
@@ -167,10 +172,14 @@ def collate(batches: Sequence[GroupBatch]) -> GroupBatch:
     parts: dict[str, Any] = {
         field.name: torch.cat([getattr(batch, field.name) for batch in batches])
         for field in fields(GroupBatch)
-        if field.name != "pixels"
+        if field.name not in ("pixels", "colours")
     }
     counts = torch.tensor([batch.num_images for batch in batches])
     offsets = (counts.cumsum(0) - counts).to(parts["image"].device)
     sizes = torch.tensor([len(batch.image) for batch in batches], device=offsets.device)
     parts["image"] = parts["image"] + offsets.repeat_interleave(sizes)
-    return GroupBatch(pixels=joined([batch.pixels for batch in batches]), **parts)
+    return GroupBatch(
+        pixels=joined([batch.pixels for batch in batches]),
+        colours=joined_colours([batch.colours for batch in batches]),
+        **parts,
+    )

@@ -9,6 +9,7 @@ from jaxtyping import Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fit_model.augment.symmetries import Turn, turned
 from fit_model.shapes import PerGroup
 
 Pixels = Shaped[Tensor, "g side side bands"]
@@ -20,15 +21,19 @@ class StoredPixels:
     Args:
         squares: [side side bands] each, of one shape and dtype; at least one. They may be read-only
             and are not looked at before `to` or `split`.
+        turns: what is done to each then, where it ends up; None for nothing to any of them.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, squares: Sequence[NDArray[Any]]) -> None:
+    def __init__(
+        self, squares: Sequence[NDArray[Any]], *, turns: Sequence[Turn | None] | None = None
+    ) -> None:
         kinds = {(square.dtype.str, square.shape) for square in squares}
         if len(kinds) != 1:
             raise ValueError(f"squares of {len(kinds)} formats, {sorted(kinds)}: one is needed")
         self._squares = squares
+        self._turns = [None] * len(squares) if turns is None else turns
         self.shape = torch.Size((len(squares), *squares[0].shape))
         self.dtype = torch.from_numpy(np.empty(0, squares[0].dtype)).dtype
 
@@ -38,16 +43,21 @@ class StoredPixels:
     def __getitem__(self, chosen: slice | PerGroup) -> "StoredPixels":
         """These of the squares; nothing is copied."""
         if isinstance(chosen, slice):
-            return StoredPixels(self._squares[chosen])
-        return StoredPixels([self._squares[number] for number in chosen.tolist()])
+            return StoredPixels(self._squares[chosen], turns=self._turns[chosen])
+        numbers = torch.arange(len(self))[chosen].tolist()  # a mask as well as numbers
+        return StoredPixels(
+            [self._squares[number] for number in numbers],
+            turns=[self._turns[number] for number in numbers],
+        )
 
     def is_floating_point(self) -> bool:
         """As a tensor says it."""
         return self.dtype.is_floating_point
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Pixels:
-        """All squares as a tensor of their own."""
-        return torch.from_numpy(np.stack(self._squares)).to(device, non_blocking=non_blocking)
+        """All squares as a tensor of their own, turned where it is."""
+        squares = torch.from_numpy(np.stack(self._squares)).to(device, non_blocking=non_blocking)
+        return turned(squares, self._turns)
 
     def split(self, count: int) -> Iterator[Pixels]:
         """All squares, `count` at a time."""
@@ -56,12 +66,20 @@ class StoredPixels:
 
     def followed_by(self, others: Sequence["StoredPixels"]) -> "StoredPixels":
         """These squares and those of the others."""
-        return StoredPixels([*self._squares, *(one for each in others for one in each._squares)])
+        parts = [self, *others]
+        return StoredPixels(
+            [square for each in parts for square in each._squares],
+            turns=[turn for each in parts for turn in each._turns],
+        )
+
+    def turned(self, turns: Sequence[Turn]) -> "StoredPixels":
+        """These squares, which nothing was to be done to, each to be turned."""
+        return StoredPixels(self._squares, turns=turns)
 
 
 def joined(parts: Sequence[Tensor | StoredPixels]) -> Tensor | StoredPixels:
     """The groups of all parts; copied where they are tensors."""
-    first, *others = parts
-    if isinstance(first, StoredPixels):
-        return first.followed_by([each for each in others if isinstance(each, StoredPixels)])
-    return torch.cat([each.to(first.device) for each in parts])
+    stored = [each for each in parts if isinstance(each, StoredPixels)]
+    if parts and len(stored) == len(parts):
+        return stored[0].followed_by(stored[1:])
+    return torch.cat([each.to(parts[0].device) for each in parts])

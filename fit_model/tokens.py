@@ -69,6 +69,7 @@ def normalized(batch: GroupBatch, *, config: InputConfig) -> Float[Tensor, "g si
 
     Missing are NaN, infinity and the image's nodata value, which is compared in the source's own
     precision. Computed in float32, whatever the model runs in: bf16 has no room for 16-bit pixels.
+    Colours change before pixels that are missing as stored are set to 0.
     """
     device = batch.pixels.device
     source = batch.pixels.to(device)
@@ -76,7 +77,11 @@ def normalized(batch: GroupBatch, *, config: InputConfig) -> Float[Tensor, "g si
     raw = source.to(exact)
     mean = torch.tensor(config.band_mean, dtype=exact, device=device)
     scale = 1.0 / torch.tensor(config.band_std, dtype=exact, device=device)
-    values = (raw - mean).mul_(scale).to(torch.float32)
+    colours = None if batch.colours is None else batch.colours[batch.image]
+    shown = raw if colours is None else colours.pixels(raw)
+    values = (shown - mean).mul_(scale).to(torch.float32)
+    if colours is not None:
+        values = colours.values(values)
     if source.is_floating_point():
         values = torch.where(raw.isfinite(), values, 0.0)
     if not batch.nodata.isnan().all():

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fit_model.augment.config import UNCHANGED, AugmentConfig
+from fit_model.augment.views import View
 from fit_model.groups import GroupBatch, collate
 from fit_model.pixels import GenerateConfig, require_drawable
 from fit_model.stored_pixels import StoredPixels
+from jobs.augmenting import draw_views, read_seen
 from jobs.sharing import ALONE, Seat, by_itself
 from jobs.stand_ins import StandIns
 from jobs.targets import HeadConfig, Labelled
@@ -107,6 +110,7 @@ class Feed:
         labelled: which of them are trained on.
         head: what is learned.
         config: which of them make a step.
+        augment: what chance changes about them.
         seat: the worker's place among all.
         compare: gives the turns of every worker that shares these images, this one's included.
     """
@@ -118,6 +122,7 @@ class Feed:
         labelled: Labelled,
         head: HeadConfig,
         config: BatchConfig,
+        augment: AugmentConfig = UNCHANGED,
         seat: Seat = ALONE,
         compare: Callable[[tuple[int, ...]], list[tuple[int, ...]]] = by_itself,
     ) -> None:
@@ -125,12 +130,13 @@ class Feed:
         self.labelled = labelled
         self.head = head
         self.config = config
+        self.augment = augment
         self.seat = seat
         self.compare = compare
         self.order = Order(
             digest=dataset.info.digest,
             seed=config.seed,
-            groups=[len(record.groups) for record in labelled.records],
+            groups=[augment.most_groups(len(record.groups)) for record in labelled.records],
             batch_images=config.images_per_step,
             balance_steps=config.balance_steps,
         )
@@ -178,7 +184,7 @@ class Feed:
     def num_bytes(self, share: Share) -> int:
         """Pixels of these images, whoever holds their groups."""
         return sum(
-            len(record.groups)
+            self.augment.most_groups(len(record.groups))
             * self.dataset.info.group_side_px**2
             * record.bands
             * np.dtype(record.dtype).itemsize
@@ -202,12 +208,16 @@ class Feed:
         records = [self.labelled.records[index] for index in share.images]
         values, seed = self.labelled.values, self.config.seed
         seeds = [image_seed(seed, step=share.step, image=index) for index in share.images]
+        views = draw_views(records, seeds, config=self.augment, seat=self.seat)
+        counts = [len(each.groups) for each in records]
+        if views is not None:
+            counts = [len(each.stored) for each in views]
         return Batch(
-            groups=read_images(self.dataset, records, head=self.head, seat=self.seat),
+            groups=read_images(self.dataset, records, head=self.head, seat=self.seat, views=views),
             targets=None if values is None else values[share.images],
             seeds=torch.tensor(seeds),
             weights=torch.full((len(records),), share.weight),
-            groups_per_image=[len(record.groups) for record in records] if share.weight else [],
+            groups_per_image=counts if share.weight else [],
         )
 
     def agreed(self, share: Share, batch: Batch) -> Batch:
@@ -224,15 +234,33 @@ def image_seed(seed: int, *, step: int, image: int) -> int:
 
 
 def read_images(
-    dataset: Dataset, records: Sequence[ImageRecord], *, head: HeadConfig, seat: Seat = ALONE
+    dataset: Dataset,
+    records: Sequence[ImageRecord],
+    *,
+    head: HeadConfig,
+    seat: Seat = ALONE,
+    views: Sequence[View] | None = None,
 ) -> GroupBatch:
-    """A worker's share of the stored groups of these images; their pixels stay where they are.
+    """A worker's share of the groups of these images, or of views of them, left where they lie.
 
     Pixels that a model must not learn to make are refused here, by their image: later, on an
     accelerator, nobody looks at values any more.
     """
-    found = dataset.read_all(records, groups=seat.runs(records))
-    images = [as_batch(groups, record) for groups, record in zip(found, records, strict=True)]
+    if views is None:
+        images = dataset.at_once(
+            lambda record, run: as_batch(dataset.read(record, groups=run), record),
+            records,
+            seat.runs(records),
+        )
+    else:
+        runs = seat.runs_of([each.row.tolist() for each in views])
+        images = dataset.at_once(
+            lambda record, part: part.of(
+                as_batch(read_seen(dataset, record, part.stored.tolist()), record)
+            ),
+            records,
+            [each.part(run) for each, run in zip(views, runs, strict=True)],
+        )
     if isinstance(head, GenerateConfig):
         for record, groups in zip(records, images, strict=True):
             try:

@@ -57,6 +57,16 @@ def body_of(model: ModelConfig) -> str:
     )
 
 
+def served(model: ModelConfig) -> str:
+    """What it is given when MLflow serves it."""
+    if isinstance(model.head, GenerateConfig):
+        return "it takes rows of seeds and, if it knows classes, labels."
+    given = "it takes the arrays that\n`jobs.model_signature.arrays_of` makes of a batch of groups"
+    if isinstance(model.face, VixConfig):
+        return f"{given}."
+    return f"{given}, and the params\n`groups_a_chunk` and `offload` for images larger than memory."
+
+
 def model_card(
     name: str,
     model: ModelConfig,
@@ -96,4 +106,6 @@ Evaluation figures stand in the run and in the version's metrics.
 
     farreach models pull {name}@champion DIR
     python -c "from fit_model import weights; print(weights.load('DIR').config)"
+
+or `mlflow.pyfunc.load_model("models:/{name}@champion")`; {served(model)}
 """

@@ -52,7 +52,15 @@ def cheapest(demand: Demand, limits: Limits, *, num_workers: int) -> Plan:
     def fits(plan: Plan) -> bool:
         return limits.exceeded(expected(demand, plan)) is None
 
-    plan = first(splits(demand, num_workers=num_workers), demand, fits)
+    plans = splits(demand, num_workers=num_workers)
+    if not plans:
+        raise UserError(
+            f"workers.num_workers {num_workers} leaves some workers without a part of a step: "
+            f"images_per_step {demand.images_per_step}, accumulation {demand.accumulation}, and an "
+            f"image can be divided between {demand.most_sharing}; take fewer workers, or more "
+            "images_per_step"
+        )
+    plan = first(plans, demand, fits)
     if plan is None:
         raise UserError(refusal(demand, limits, num_workers=num_workers, fits=fits))
     return plan
@@ -75,8 +83,7 @@ def splits(demand: Demand, *, num_workers: int) -> list[Plan]:
         for count in range(1, num_workers + 1)
         if num_workers % count == 0
         and num_workers // count * demand.accumulation <= demand.images_per_step
-        and count <= demand.groups_per_image
-        and (count == 1 or not isinstance(demand.model.face, VixConfig))
+        and count <= demand.most_sharing
     ]
     stages: tuple[ZeroStage, ...] = (0,) if num_workers == 1 else (1, 2)
     return [

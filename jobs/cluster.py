@@ -20,6 +20,7 @@ REACH_TIMEOUT_S = 5.0
 SUBMITTED = "FARREACH_SUBMITTED"
 """Set in the environment of a job that `farreach submit` sent."""
 
+SLOW_START = "timed out during startup"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry, and no question about it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; the old one warns
@@ -72,10 +73,12 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
         with warnings.catch_warnings(), reach:
             warnings.simplefilter("ignore")
             ray.init(**options)
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:
+        # Ray raises an Exception without a class of its own where a node does not come up
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise MachineFault(f"could not use {where}: {reason[0]}") from error
+        busy = "; the machine may be busy: try again" if SLOW_START in reason[0] else ""
+        raise MachineFault(f"could not use {where}: {reason[0]}{busy}") from error
     finally:
         logger.setLevel(level)
 

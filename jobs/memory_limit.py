@@ -5,7 +5,6 @@ from typing import Any
 
 from fit_model.bounded.config import BoundedConfig
 from fit_model.model import ModelConfig
-from fit_model.pixels import PIXEL_DTYPES
 from fit_model.vix import VixConfig
 from jobs.choosing_plans import GB, Limits, bounded, in_chunks, shortage, whole
 from jobs.errors import UserError
@@ -37,12 +36,10 @@ def bounded_of(
 def demand_of(config: Any, model: ModelConfig, records: Sequence[ImageRecord]) -> Demand:
     """A micro-batch of the largest images."""
     largest = max(records, key=lambda record: len(record.groups))
-    source = model.input
-    group_bytes = source.group_side_px**2 * source.bands * PIXEL_DTYPES[largest.dtype].itemsize
     return Demand(
         model=model,
-        groups_per_image=len(largest.groups),
-        pixel_bytes=len(largest.groups) * group_bytes,
+        groups_per_image=config.augment.most_groups(len(largest.groups)),
+        pixel_dtype=largest.dtype,
         pixels_are="mapped" if Location.of(config.dataset).is_local else "read",
         images_per_step=config.batch.images_per_step,
         accumulation=config.batch.accumulation,

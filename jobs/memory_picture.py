@@ -3,7 +3,7 @@
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from jobs.memory_report import MEMORY, PAPER_GB, PAPER_SIDE_PX, TIME, Quantity, Report
 
@@ -46,6 +46,8 @@ def draw(axes: Any, report: Report, quantity: Quantity) -> None:
     ticks = sorted({*report.sides, PAPER_SIDE_PX} if quantity is MEMORY else report.sides)
     axes.set_xticks(ticks, [f"{side_px:,}" for side_px in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.set_xlabel("side of the image, px")
     axes.set_title(f"{quantity.name}, {quantity.unit}", loc="left")

@@ -11,6 +11,7 @@ import resource
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -66,15 +67,28 @@ def measure(task: StepTask) -> StepCost | LeftOut:
     """The cost of a step; more memory than the limit is refused to the process."""
     torch.set_num_threads(task.threads)
     keep_freed_blocks()
-    if task.device == "cpu":
-        limit = status_bytes("VmData") + int(1e9 * task.limit_gb)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+    LIMITERS[task.device](task.limit_gb)
     try:
         return one_step(task)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return LeftOut(why=f"> {task.limit_gb:g} GB")
+
+
+def limit_data(limit_gb: float) -> None:
+    """Refuse this process more memory than that, beside what it has."""
+    limit = status_bytes("VmData") + int(1e9 * limit_gb)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+
+
+def limit_allocated(limit_gb: float) -> None:
+    """Refuse PyTorch more of the GPU than that."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 1e9 * limit_gb / total))
+
+
+LIMITERS: dict[str, Callable[[float], None]] = {"cpu": limit_data, "cuda": limit_allocated}
 
 
 def one_step(task: StepTask) -> StepCost:

@@ -95,6 +95,7 @@ def sampling_params(config: ModelConfig) -> dict[str, tuple[str, Any]]:
 
 
 def arrays_of(batch: GroupBatch) -> dict[str, NDArray]:
-    """A batch as the arrays a registered model that predicts takes."""
+    """A batch as the arrays a registered model that predicts takes; stored pixels are read."""
+    batch = batch.to("cpu")
     own = {name: getattr(batch, name).numpy() for name in ("pixels", *PLACES)}
     return own | {name: getattr(batch, name)[batch.image].numpy() for name in PER_IMAGE}

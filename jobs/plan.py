@@ -113,12 +113,10 @@ class PlanConfig:
 
     def demand(self) -> Demand:
         """As the planner takes it."""
-        groups = self.groups_a_side**2
-        group_bytes = self.group_side_px**2 * self.bands * PIXEL_DTYPES[self.pixel_dtype].itemsize
         return Demand(
             model=self.model_config(),
-            groups_per_image=groups,
-            pixel_bytes=groups * group_bytes,
+            groups_per_image=self.groups_a_side**2,
+            pixel_dtype=self.pixel_dtype,
             images_per_step=self.images_per_step,
             accumulation=self.accumulation,
             precision=self.precision,

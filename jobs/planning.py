@@ -17,7 +17,10 @@ A bounded run sums its gradients in float32, 4 bytes.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isqrt
 from typing import Literal
+
+import numpy as np
 
 from fit_model.bounded.config import BoundedConfig
 from fit_model.flops import num_parameters
@@ -45,8 +48,7 @@ class Demand:
     model: ModelConfig
     groups_per_image: int
     """Of the largest image."""
-    pixel_bytes: int
-    """Of that image."""
+    pixel_dtype: str = "uint8"
     pixels_are: Literal["mapped", "read"] = "mapped"
     """Into memory, from local disks, or read from afar."""
     images_per_step: int = 1
@@ -55,6 +57,19 @@ class Demand:
     averaged: bool = False
     """Whether an average of the weights is kept."""
     device: Literal["cpu", "gpu"] = "cpu"
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Of the largest image."""
+        source = self.model.input
+        values = source.group_side_px**2 * source.bands
+        return self.groups_per_image * values * np.dtype(self.pixel_dtype).itemsize
+
+    @property
+    def most_sharing(self) -> int:
+        """Workers that a square image can be divided between."""
+        sharing = {"autoregressive": isqrt(self.groups_per_image), "vix": 1}
+        return sharing.get(self.model.face.kind, self.groups_per_image)
 
     @property
     def groups_at_once(self) -> int:

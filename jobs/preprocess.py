@@ -72,12 +72,13 @@ def _say(report: PreprocessReport, console: Console) -> None:
     )
     if report.ignored_files:
         console.print(f"{len(report.ignored_files)} file(s) are no images and were passed over")
-    if report.quarantined:
-        console.print(f"{len(report.quarantined)} image(s) in quarantine:")
-        for uri, window, cause in report.quarantined[:QUARANTINE_LINES]:
+    for what, bad in {"image": report.quarantined, "group": report.bad_groups}.items():
+        if bad:
+            console.print(f"{len(bad)} {what}(s) in quarantine:")
+        for uri, window, cause in bad[:QUARANTINE_LINES]:
             where = f" at {window}" if window else ""
             console.print(f"  {escape(uri)}{where}: {escape(cause)}", highlight=False)
-        more = len(report.quarantined) - QUARANTINE_LINES
+        more = len(bad) - QUARANTINE_LINES
         if more > 0:
             console.print(f"  and {more} more, in {escape(report.output)}/quarantine*.parquet")
     splits = open_dataset(report.output).info.splits.items()

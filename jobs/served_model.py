@@ -97,7 +97,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in groups.items()
         }
         with torch.inference_mode():
-            outputs = self.model(GroupBatch(**tensors), runner=runner)
+            outputs = self.model(GroupBatch(**tensors, colours=None), runner=runner)
             return self.model.head.predictions(outputs)[0].float().numpy()
 
 

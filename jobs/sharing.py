@@ -47,7 +47,12 @@ class Seat:
 
     def runs(self, records: Sequence[ImageRecord]) -> list[slice]:
         """Of every image, the run of stored groups that this worker reads."""
-        rows = [[group // each.grid_columns for group in each.groups] for each in records]
+        return self.runs_of(
+            [[group // each.grid_columns for group in each.groups] for each in records]
+        )
+
+    def runs_of(self, rows: Sequence[Sequence[int]]) -> list[slice]:
+        """The same, of images whose groups lie in these rows."""
         return [runs[self.worker] for runs in shares(rows, num_workers=self.groups, unit=self.unit)]
 
 

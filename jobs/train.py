@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fit_model.augment.config import AugmentConfig
 from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.bounded.config import BoundedConfig
 from fit_model.denoiser import DiffusionConfig
@@ -27,6 +28,7 @@ from fit_model.parallel.config import ParallelConfig
 from fit_model.tokens import InputConfig
 from fit_model.vix import VixConfig
 from jobs import registry
+from jobs.augmenting import head_of_views, require_augmentable
 from jobs.batches import BatchConfig, require_images
 from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord
@@ -36,7 +38,7 @@ from jobs.memory_limit import bounded_of
 from jobs.monitor import Monitor
 from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
-from jobs.sharing import require_shareable, require_shares
+from jobs.sharing import Seat, require_shareable, require_shares
 from jobs.targets import (
     ClassifyTarget,
     GenerateTarget,
@@ -71,6 +73,8 @@ class TrainConfig:
     """Name in the registry; None only keeps the model in the run's folder."""
     alias: str = "challenger"
     batch: BatchConfig = field(default_factory=BatchConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What chance changes about the images; nothing unless it is set."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     bounded: BoundedConfig | None = None
@@ -120,6 +124,15 @@ def main(config: TrainConfig) -> TrainResult:
     labelled = read_labelled(dataset, model.head, split=config.split)
     require_grid(model, labelled)
     require_shares(labelled.records, parallel=config.parallel, face=config.model)
+    require_augmentable(
+        config.augment,
+        model=model,
+        records=labelled.records,
+        side_px=dataset.info.group_side_px,
+        seat=Seat.of(
+            0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
+        ),
+    )
     bounded = bounded_of(config, model, labelled.records)
     folder = str(Location.of(config.storage_path).child(config.name))
     before = unfinished_record(config, folder, digest=dataset.info.digest)
@@ -171,7 +184,9 @@ def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
             band_mean=pixels.band_mean,
             band_std=pixels.band_std,
         ),
-        head=head_config(config.target, dataset, split=config.split),
+        head=head_of_views(
+            head_config(config.target, dataset, split=config.split), config=config.augment
+        ),
     )
 
 
@@ -214,6 +229,7 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         split=config.split,
         model=model,
         batch=config.batch,
+        augment=config.augment,
         optimizer=config.optimizer,
         engine=config.engine,
         bounded=config.bounded,

@@ -101,9 +101,9 @@ def random_batch(demand: Demand, plan: Plan, rank: int) -> GroupBatch:
     source, side = demand.model.input, round(demand.groups_per_image**0.5)
     number = torch.arange(demand.groups_per_image)
     px = source.group_side_px
-    square = np.random.default_rng(0).integers(0, 256, (px, px, source.bands), np.uint8)
+    square = np.random.default_rng(0).integers(0, 256, (px, px, source.bands))
     one = GroupBatch(
-        pixels=StoredPixels([square] * len(number)),
+        pixels=StoredPixels([square.astype(demand.pixel_dtype)] * len(number)),
         image=torch.zeros_like(number),
         row=number // side,
         column=number % side,

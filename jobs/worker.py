@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fit_model.augment.config import AugmentConfig
 from fit_model.bounded.config import BoundedConfig
 from fit_model.crew import Crew
 from fit_model.model import ModelConfig
@@ -69,6 +70,7 @@ class Assignment:
     split: str
     model: ModelConfig
     batch: BatchConfig
+    augment: AugmentConfig
     optimizer: OptimizerConfig
     engine: EngineConfig
     bounded: BoundedConfig | None
@@ -155,6 +157,7 @@ class Loop:
             labelled=read_labelled(dataset, head, split=self.task.split),
             head=head,
             config=self.task.batch,
+            augment=self.task.augment,
             seat=self.seat,
             compare=Comparison(crew=crew, device=self.device),
         )

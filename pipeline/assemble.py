@@ -15,18 +15,25 @@ from pipeline.plan import grid_of, header_of
 from pipeline.schema import SCHEMA_VERSION, PixelFormat
 from pipeline.statistics import Moments
 
+NOT_CONTENT = ("uri", "parts", "source_bytes", "source_tag", "moments")
+"""Columns that say where an image was found and lies, or follow from its pixels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """One image's row of images.parquet (labels aside), and what its values add up to."""
+    """One image's row of images.parquet, labels aside."""
 
     row: dict[str, Any]
-    moments: Moments
 
     @property
     def format(self) -> tuple[int, str]:
         """Bands and dtype."""
         return self.row["bands"], self.row["dtype"]
+
+    @property
+    def moments(self) -> Moments:
+        """What its values add up to."""
+        return Moments.from_row(np.array(self.row["moments"]))
 
 
 class Assembly:
@@ -34,7 +41,6 @@ class Assembly:
 
     def __init__(self, probed: pa.Table, *, config: PreprocessConfig) -> None:
         self._side_px = config.grouping.group_side_px
-        self._level = config.grouping.level
         self._probed = {row["image_id"]: row for row in probed.to_pylist()}
         self._pieces: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._missing = {
@@ -44,10 +50,18 @@ class Assembly:
         }
         self.images: dict[str, StoredImage] = {}
         self.quarantine: list[dict[str, Any]] = [
-            {"image_id": image, "uri": row["uri"], "window": None, "cause": row["cause"]}
+            {
+                "image_id": image,
+                "uri": row["uri"],
+                "group": None,
+                "window": None,
+                "cause": row["cause"],
+            }
             for image, row in self._probed.items()
             if row["header"] is None
         ]
+        self.num_bad_groups = 0
+        """Rows of the quarantine that name a group; the others name an image."""
         self.orphans: set[str] = set()
         """Shards of images that turned out damaged elsewhere; they hold nothing else."""
         self.num_groups = sum(self._missing.values())
@@ -66,15 +80,21 @@ class Assembly:
 
     def _fold(self, image: str, pieces: list[dict[str, Any]]) -> None:
         probed = self._probed[image]
+        header = header_of(probed)
+        grid = grid_of(header, side_px=self._side_px)
         damaged = [piece for piece in pieces if piece["cause"] is not None]
+        bad_groups = [bad for piece in pieces for bad in piece["bad_groups"] or []]
+        if len(bad_groups) == grid.num_groups:
+            damaged, bad_groups = bad_groups, []
         parts = [piece["part"] for piece in pieces if piece["part"] is not None]
+        named = {"image_id": image, "uri": probed["uri"]}
         if damaged:
             self.orphans.update(part["shard"] for part in parts)
             said = {name: damaged[0][name] for name in ("window", "cause")}
-            self.quarantine.append({"image_id": image, "uri": probed["uri"], **said})
+            self.quarantine.append({**named, "group": None, **said})
             return
-        header = header_of(probed)
-        grid = grid_of(header, side_px=self._side_px)
+        self.quarantine += [{**named, **bad} for bad in bad_groups]
+        self.num_bad_groups += len(bad_groups)
         moments = Moments.nothing(header.bands)
         for piece in pieces:
             for group in piece["moments"]:
@@ -86,20 +106,27 @@ class Assembly:
         row = {
             "image_id": image,
             "uri": probed["uri"],
-            "level": self._level,
+            "source_bytes": probed["source_bytes"],
+            "source_tag": probed["source_tag"],
             **described,
             "grid_rows": grid.rows,
             "grid_columns": grid.columns,
             "groups": [group for piece in pieces for group in piece["groups"]],
             "parts": parts,
             "sha256": hashlib.sha256(hashes).hexdigest(),
+            "moments": moments.row(),
         }
-        self.images[image] = StoredImage(row=row, moments=moments)
+        self.images[image] = StoredImage(row=row)
 
     @property
     def sorted_quarantine(self) -> list[dict[str, Any]]:
-        """What could not be read, in the order of image ids."""
-        return sorted(self.quarantine, key=lambda bad: bad["image_id"])
+        """What could not be read, in the order of image ids and groups."""
+        return sorted(self.quarantine, key=lambda bad: (bad["image_id"], bad["group"] or 0))
+
+    @property
+    def num_bad_images(self) -> int:
+        """Images put aside whole."""
+        return len(self.quarantine) - self.num_bad_groups
 
     @property
     def unfinished(self) -> list[str]:
@@ -150,7 +177,7 @@ def digest_of(images: list[StoredImage], *, labels: Labels, config: PreprocessCo
     }
     digest.update(_line(settings))
     for image in images:
-        kept = {name: value for name, value in image.row.items() if name not in ("uri", "parts")}
+        kept = {name: value for name, value in image.row.items() if name not in NOT_CONTENT}
         name = image.row["image_id"]
         digest.update(_line({**kept, "labels": labels.values[name], "split": labels.split[name]}))
     return f"sha256:{digest.hexdigest()}"

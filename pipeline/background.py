@@ -1,5 +1,7 @@
 """Which groups hold nothing: no data, or the bare glass of a slide."""
 
+from typing import TypeGuard
+
 import numpy as np
 import pyarrow as pa
 
@@ -14,10 +16,15 @@ def is_missing(pixels: np.ndarray, *, nodata: float | None) -> np.ndarray:
     if np.issubdtype(pixels.dtype, np.floating):
         gone = ~np.isfinite(pixels)
         return gone if nodata is None or np.isnan(nodata) else gone | (pixels == nodata)
-    limits = np.iinfo(pixels.dtype)
-    if nodata is None or nodata % 1 or not limits.min <= nodata <= limits.max:
-        return np.zeros(pixels.shape, bool)  # a value that no integer pixel can have
+    if not is_possible(nodata, dtype=pixels.dtype):
+        return np.zeros(pixels.shape, bool)
     return pixels == pixels.dtype.type(int(nodata))
+
+
+def is_possible(nodata: float | None, *, dtype: np.dtype) -> TypeGuard[float]:
+    """Whether a pixel of an integer dtype can have this value at all."""
+    limits = np.iinfo(dtype)
+    return nodata is not None and nodata % 1 == 0 and limits.min <= nodata <= limits.max
 
 
 def leave_out_background(

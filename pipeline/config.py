@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 BACKGROUND_KINDS = ("nodata", "glass")
+ON_ERROR = ("quarantine", "quarantine_groups", "fail")
 SPLITS = ("train", "validation", "test")
 
 
@@ -116,7 +117,12 @@ class PreprocessConfig:
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     splits: SplitConfig = field(default_factory=SplitConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    on_error: Literal["quarantine", "fail"] = "quarantine"
+    on_error: Literal["quarantine", "quarantine_groups", "fail"] = "quarantine"
+    """What cannot be read: its image is put aside, only the groups that fail, or the job ends."""
+    max_bad_images: int | None = None
+    """The job fails when more images than this are put aside; None has no limit."""
+    max_bad_groups: int | None = None
+    """The same for single groups of images that stay; counted with quarantine_groups alone."""
     if_exists: Literal["refuse", "replace"] = "refuse"
     shard_mb: int = 64
 
@@ -129,9 +135,21 @@ class PreprocessConfig:
             raise ValueError(
                 f"class_labels {list(self.class_labels)} needs labels: name the table they are in"
             )
-        if self.on_error not in ("quarantine", "fail"):
-            raise ValueError(f"on_error {self.on_error!r} is unknown: take quarantine or fail")
+        self._check_quarantine()
         if self.if_exists not in ("refuse", "replace"):
             raise ValueError(f"if_exists {self.if_exists!r} is unknown: take refuse or replace")
         if not 1 <= self.shard_mb <= 2048:
             raise ValueError(f"shard_mb {self.shard_mb} lies outside 1 to 2048")
+
+    def _check_quarantine(self) -> None:
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"on_error {self.on_error!r} is unknown: take {', '.join(ON_ERROR)}")
+        for name in ("max_bad_images", "max_bad_groups"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 0:
+                raise ValueError(f"{name} {limit} is negative: take 0 or more, or null")
+        if self.max_bad_groups is not None and self.on_error != "quarantine_groups":
+            raise ValueError(
+                f"max_bad_groups {self.max_bad_groups} needs on_error=quarantine_groups: "
+                f"with {self.on_error} no single group is put aside"
+            )

@@ -10,9 +10,10 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ from pipeline.schema import INFO, PixelFormat
 from pipeline.storage import Location
 
 OPEN_MAPS = 512  # each holds a file descriptor, of which a process has about a thousand
+Found = TypeVar("Found")
 NONE = np.empty(0, np.int64)
 TABLE_NAME = re.compile(r"(images|quarantine)(-b)?\.parquet")
 
@@ -89,8 +91,8 @@ class Dataset:
         """Images in the order of their ids; all, or those of one split."""
         return [kept for kept in self._records if split is None or kept.split == split]
 
-    def quarantine(self) -> list[dict[str, str | None]]:
-        """What could not be read: image_id, uri, window, cause."""
+    def quarantine(self) -> list[dict[str, Any]]:
+        """What could not be read: image_id, uri, group (None: the image), window, cause."""
         return self._table("quarantine").to_pylist()
 
     def read(
@@ -115,12 +117,10 @@ class Dataset:
         except DamagedError:
             return self._read(record, chosen, check=check, fresh=True)
 
-    def read_all(
-        self, records: Sequence[ImageRecord], *, groups: Sequence[slice]
-    ) -> list[ImageGroups]:
-        """Of several images a run of groups each; from afar, several images at a time."""
-        read = map if self._pool is None else self._pool.map
-        return list(read(lambda record, run: self.read(record, groups=run), records, groups))
+    def at_once(self, read: Callable[..., Found], *of: Iterable[Any]) -> list[Found]:
+        """What `read` gives for each of these, in order; from afar, several are read at a time."""
+        each = map if self._pool is None else self._pool.map
+        return list(each(read, *of))
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the stored data, a line each; none when intact."""

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.grid import Grid
+from pipeline.readers.faults import told_fault
 from pipeline.readers.protocol import ImageReader, SourceError
 from pipeline.schema import ADDRESSES, tensor_column
 
@@ -37,26 +38,47 @@ def addresses(image_id: str, *, grid: Grid, first: int, count: int) -> pa.Table:
 def extract_groups(rows: pa.Table, *, image: ImageReader, grid: Grid) -> pa.Table:
     """Stage 3 of 5: addresses -> pixels.
 
-    Takes    ADDRESSES: neighbours in one row of one image's grid
+    Takes    ADDRESSES of one image
     Gives    the same rows in the same order, plus
              pixels: [side, side, bands] in the source's dtype, 0 beyond the valid extent
     Runs as  a part of the store task: a source is opened once a piece, because opening a
-             pyramidal TIFF costs far more than one read; all rows are one read
-    Memory   two times rows * side^2 * bands * bytes a value: what the reader gives, and the squares
+             pyramidal TIFF costs far more than one read; a group is one read into its square
+    Memory   rows * side^2 * bands * bytes a value
     Fails    SourceError with the window that could not be decoded
     """
-    first, count = rows["group"][0].as_py(), rows.num_rows
-    window = grid.span(first, count)
-    strip = image.read(window)
     header, side = image.header, grid.side_px
-    wanted = (window.height_px, window.width_px, header.bands)
-    if strip.shape != wanted or strip.dtype != np.dtype(header.dtype):
-        raise SourceError(f"gave {strip.shape} {strip.dtype} for {wanted}", window=window)
-    squares = np.zeros((count, side, side, header.bands), header.dtype)
-    for place in range(count):
-        tile = strip[:, place * side : (place + 1) * side]
-        squares[place, : tile.shape[0], : tile.shape[1]] = tile
+    squares = np.empty((rows.num_rows, side, side, header.bands), header.dtype)
+    for square, group in zip(squares, rows["group"].to_pylist(), strict=True):
+        window = grid.window(group)
+        height, width = window.height_px, window.width_px
+        image.read(window, out=square[:height, :width])
+        square[height:] = 0
+        square[:height, width:] = 0
     return rows.append_column("pixels", tensor_column(squares))
+
+
+def extract_readable(
+    rows: pa.Table, *, image: ImageReader, grid: Grid, bad_groups: dict[int, SourceError]
+) -> pa.Table:
+    """extract_groups of the rows that can be read; the others go to `bad_groups`.
+
+    A strip that fails is read again group by group, so one damaged tile costs the groups it lies
+    in. Fails where the machine or the store does: then good groups would look bad.
+    """
+    try:
+        return extract_groups(rows, image=image, grid=grid)
+    except SourceError as error:
+        if told_fault(error):
+            raise
+        if rows.num_rows == 1:
+            bad_groups[rows["group"][0].as_py()] = error
+            return rows.slice(0, 0)
+    each = [
+        extract_readable(rows.slice(place, 1), image=image, grid=grid, bad_groups=bad_groups)
+        for place in range(rows.num_rows)
+    ]
+    readable = [groups for groups in each if groups.num_rows]
+    return pa.concat_tables(readable) if readable else rows.slice(0, 0)
 
 
 def squares_of(groups: pa.Table) -> np.ndarray:

@@ -19,6 +19,7 @@ from pipeline.labels import read_labels
 from pipeline.output import check_output, claim
 from pipeline.plan import plan_shards, probe_images, store_tasks
 from pipeline.publish import PreprocessReport, publish
+from pipeline.quarantine import check_damage
 from pipeline.sources import find_images
 from pipeline.store import store_shards
 
@@ -85,13 +86,14 @@ def preprocess(
             grouping=config.grouping,
             background=config.background,
             limits=config.limits,
+            on_error=config.on_error,
         )
         for stored in _without_fault(run_stage(store, store_tasks(shards))):
             for piece in stored.to_pylist():
                 assembly.add(piece)
             if progress:
                 progress(assembly.num_done, assembly.num_groups)
-            _check_damage(assembly, config=config)
+            check_damage(assembly, config=config)
         digest = publish(claimed, assembly, labels=labels, config=config)
 
     return PreprocessReport.of(
@@ -113,7 +115,7 @@ def _without_fault(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _check_probed(probed: pa.Table, assembly: Assembly, *, config: PreprocessConfig) -> None:
     """What the headers alone already forbid."""
-    _check_damage(assembly, config=config)
+    check_damage(assembly, config=config)
     if "glass" not in config.background.leave_out:
         return
     for row in probed.to_pylist():
@@ -124,17 +126,3 @@ def _check_probed(probed: pa.Table, assembly: Assembly, *, config: PreprocessCon
                 f"{row['uri']}: glass is told in 3 bands of uint8, this has {has}; "
                 f"choose grouping.bands, or leave out nodata only"
             )
-
-
-def _check_damage(assembly: Assembly, *, config: PreprocessConfig) -> None:
-    """End the job where damage may not be passed over, or where nothing is left."""
-    bad = assembly.quarantine
-    if bad and config.on_error == "fail":
-        raise ValueError(f"{_reason(bad[-1])} (on_error=quarantine would go on without it)")
-    if bad and not assembly.images and not assembly.unfinished:
-        raise ValueError(f"none of {len(bad)} image(s) can be read; the first: {_reason(bad[0])}")
-
-
-def _reason(bad: dict[str, str | None]) -> str:
-    where = f" at {bad['window']}" if bad["window"] else ""
-    return f"{bad['uri']}{where}: {bad['cause']}"

@@ -28,6 +28,7 @@ HEADER = pa.struct(
         ("bands", pa.int32()),
         ("dtype", pa.string()),
         ("num_levels", pa.int32()),
+        ("level", pa.int32()),
         ("tile_height_px", pa.int64()),
         ("tile_width_px", pa.int64()),
         ("nodata", pa.float64()),

@@ -26,6 +26,8 @@ class PreprocessReport:
     peak_worker_gb: float
     quarantined: list[tuple[str, str | None, str]] = field(default_factory=list)
     """(uri, window, cause) of every image that could not be read."""
+    bad_groups: list[tuple[str, str | None, str]] = field(default_factory=list)
+    """The same of groups that could not be read, while their images stay."""
     ignored_files: list[str] = field(default_factory=list)
 
     @classmethod
@@ -41,19 +43,22 @@ class PreprocessReport:
         """What an assembly adds up to."""
         rows = [image.row for image in assembly.images.values()]
         groups = sum(len(row["groups"]) for row in rows)
+        cells = sum(row["grid_rows"] * row["grid_columns"] for row in rows)
+        bad: dict[bool, list[tuple[str, str | None, str]]] = {True: [], False: []}
+        for each in assembly.sorted_quarantine:
+            said = (str(each["uri"]), each["window"], str(each["cause"]))
+            bad[each["group"] is None].append(said)
         return cls(
             output=output,
             digest=digest,
             images=len(rows),
             groups=groups,
-            left_out_groups=sum(row["grid_rows"] * row["grid_columns"] for row in rows) - groups,
+            left_out_groups=cells - groups - assembly.num_bad_groups,
             megapixels=sum(row["width_px"] * row["height_px"] for row in rows) / 1e6,
             seconds=seconds,
             peak_worker_gb=assembly.peak_worker_gb,
-            quarantined=[
-                (str(bad["uri"]), bad["window"], str(bad["cause"]))
-                for bad in assembly.sorted_quarantine
-            ],
+            quarantined=bad[True],
+            bad_groups=bad[False],
             ignored_files=ignored_files,
         )
 
@@ -85,7 +90,8 @@ def publish(claimed: Claim, assembly: Assembly, *, labels: Labels, config: Prepr
         "splits": {split: splits.count(split) for split in sorted(set(splits))},
         "images": len(images),
         "groups": sum(kept.groups for kept in formats),
-        "quarantined": len(assembly.quarantine),
+        "quarantined": assembly.num_bad_images,
+        "bad_groups": assembly.num_bad_groups,
         "settings": {
             "grouping": asdict(config.grouping),
             "background": asdict(config.background),

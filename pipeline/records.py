@@ -31,6 +31,9 @@ class ImageRecord:
 
     image_id: str
     uri: str
+    source_bytes: int | None
+    source_tag: str | None
+    """Changes when the source does; null where it could not be told."""
     width_px: int
     height_px: int
     level: int
@@ -53,7 +56,7 @@ class ImageRecord:
     @staticmethod
     def from_row(row: dict[str, Any]) -> "ImageRecord":
         """A row of images.parquet; columns beyond IMAGES are labels."""
-        known = {name: row[name] for name in IMAGES.names}
+        known = {name: row[name] for name in IMAGES.names if name != "moments"}
         return ImageRecord(
             **{
                 **known,
@@ -61,7 +64,7 @@ class ImageRecord:
                 "groups": tuple(row["groups"]),
                 "parts": tuple(Part(**part) for part in row["parts"]),
             },
-            labels={name: value for name, value in row.items() if name not in known},
+            labels={name: value for name, value in row.items() if name not in IMAGES.names},
         )
 
 
@@ -96,6 +99,9 @@ class DatasetInfo:
     images: int
     groups: int
     quarantined: int
+    """Images that could not be read."""
+    bad_groups: int
+    """Groups that could not be read, of images that stay."""
     settings: dict[str, Any]
     tables: dict[str, dict[str, str]]
     """images, quarantine -> file name and sha256."""

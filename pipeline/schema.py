@@ -3,7 +3,7 @@
     DATASET/
       dataset.json        written last; without it there is no dataset
       images.parquet      a row an image (IMAGES, plus one column a label), sorted by image_id
-      quarantine.parquet  a row an image that could not be read (QUARANTINE)
+      quarantine.parquet  a row an image, or a group of one that stays, that could not be read
       shards/*.arrow      Arrow IPC files of one pixel format; a record batch is a group
 
 dataset.json names the other files. A dataset that replaces another one takes the other set of names
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INFO = "dataset.json"
 SHARDS_FOLDER = "shards"
 UNFINISHED = "unfinished.json"
@@ -42,6 +42,8 @@ IMAGES = pa.schema(
     [
         ("image_id", pa.string()),
         ("uri", pa.string()),
+        ("source_bytes", pa.int64()),
+        ("source_tag", pa.string()),  # changes when the source does: ETag, or mtime in ns
         ("width_px", pa.int64()),  # at `level`, as every length here
         ("height_px", pa.int64()),
         ("level", pa.int32()),
@@ -58,6 +60,7 @@ IMAGES = pa.schema(
         ("groups", pa.list_(pa.int32())),  # stored groups, row * grid_columns + column, rising
         ("parts", pa.list_(PART)),  # in the order of groups
         ("sha256", pa.string()),  # of its groups' hashes in order
+        ("moments", pa.list_(pa.float64())),  # of all its values: count, mean, m2 of every band
     ]
 )
 ADDRESSES = pa.schema(
@@ -76,6 +79,7 @@ QUARANTINE = pa.schema(
     [
         ("image_id", pa.string()),
         ("uri", pa.string()),
+        ("group", pa.int32()),  # null: the whole image
         ("window", pa.string()),  # which px were being read; null when it did not open
         ("cause", pa.string()),
     ]

@@ -1,4 +1,4 @@
-"""From what the user named to a table of images: an id and a place each.
+"""From what the user named to a table of images: an id, a place and an identity each.
 
     a folder     every known image below it; id = path below the folder without its suffix
     files        id = file name without its suffix
@@ -14,11 +14,19 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
+from pipeline.identity import Identity, identities_below, identities_of
 from pipeline.readers.open import SUFFIXES, suffix_of
 from pipeline.storage import Location
 from pipeline.tables import is_table, read_table
 
-SOURCES = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
+SOURCES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("source_bytes", pa.int64()),  # null, as the tag is, where the source cannot be reached
+        ("source_tag", pa.string()),
+    ]
+)
 ID_PART = re.compile(r"[^\\/\x00-\x1f\x7f]{1,255}")
 
 
@@ -34,33 +42,37 @@ class Found:
 def find_images(sources: str | list[str]) -> Found:
     """The images that `sources` names; ValueError or FileNotFoundError names what is wrong."""
     if isinstance(sources, list):
-        return Found(images=_table(_files(Location.of(uri) for uri in sources)))
+        return Found(images=_present(_files(Location.of(uri) for uri in sources)))
     place = Location.of(sources)
     if is_table(sources):
-        return Found(images=_table(_rows(place)))
+        return Found(images=_present(_rows(place)))
     if suffix_of(sources) in SUFFIXES and not place.is_folder():
-        return Found(images=_table(_files([place])))
+        return Found(images=_present(_files([place])))
     return _folder(place)
 
 
 def _folder(place: Location) -> Found:
-    names = place.files()
+    names = identities_below(place)
     if not names and not place.exists():
         raise FileNotFoundError(
             f"{place}: no such folder; sources names a folder, files or a table"
         )
     # DICOM slides are several files of one image: a folder cannot say which one stands for it.
-    known = [name for name in names if suffix_of(name) in SUFFIXES and suffix_of(name) != ".dcm"]
+    known = [
+        name for name in sorted(names) if suffix_of(name) in SUFFIXES and suffix_of(name) != ".dcm"
+    ]
     if not known:
         raise ValueError(
             f"{place}: no image among its {len(names)} file(s); known are {', '.join(SUFFIXES)}"
         )
-    pairs = [(str(PurePosixPath(name).with_suffix("")), place.child(name)) for name in known]
-    return Found(images=_table(pairs), ignored_files=sorted(set(names) - set(known)))
+    named = [
+        (str(PurePosixPath(name).with_suffix("")), place.child(name), names[name]) for name in known
+    ]
+    return Found(images=_table(named), ignored_files=sorted(set(names) - set(known)))
 
 
 def _files(places: Iterable[Location]) -> list[tuple[str, Location]]:
-    return [(PurePosixPath(place.path).stem, _present(place)) for place in places]
+    return [(PurePosixPath(place.path).stem, place) for place in places]
 
 
 def _rows(table: Location) -> list[tuple[str, Location]]:
@@ -77,23 +89,27 @@ def _rows(table: Location) -> list[tuple[str, Location]]:
         if not table.is_local and "://" not in uri:
             place = Location(scheme=table.scheme, path=f"{base}/{uri}")
         image = row.get("image") or PurePosixPath(place.path).stem
-        pairs.append((image, _present(place)))
+        pairs.append((image, place))
     return pairs
 
 
-def _present(place: Location) -> Location:
-    if suffix_of(place.path) not in SUFFIXES:
-        raise ValueError(f"{place}: no known image suffix; known are {', '.join(SUFFIXES)}")
-    if not place.exists():
-        raise FileNotFoundError(f"{place}: not found")
-    return place
+def _present(pairs: list[tuple[str, Location]]) -> pa.Table:
+    """Files that somebody named must be there."""
+    for _, place in pairs:
+        if suffix_of(place.path) not in SUFFIXES:
+            raise ValueError(f"{place}: no known image suffix; known are {', '.join(SUFFIXES)}")
+    there = identities_of([place for _, place in pairs])
+    for _, place in pairs:
+        if place not in there:
+            raise FileNotFoundError(f"{place}: not found")
+    return _table([(image, place, there[place]) for image, place in pairs])
 
 
-def _table(pairs: list[tuple[str, Location]]) -> pa.Table:
-    if not pairs:
+def _table(named: list[tuple[str, Location, Identity]]) -> pa.Table:
+    if not named:
         raise ValueError("sources names no image")
     seen: dict[str, Location] = {}
-    for image, place in pairs:
+    for image, place, _ in named:
         check_id(image, place=place)
         if image in seen:
             raise ValueError(
@@ -101,7 +117,10 @@ def _table(pairs: list[tuple[str, Location]]) -> pa.Table:
                 f"rename one, or give a table with columns uri and image"
             )
         seen[image] = place
-    rows = [{"image_id": image, "uri": str(seen[image])} for image in sorted(seen)]
+    rows = [
+        {"image_id": image, "uri": str(place), **identity._asdict()}
+        for image, place, identity in sorted(named, key=lambda each: each[0])
+    ]
     return pa.Table.from_pylist(rows, schema=SOURCES)
 
 

@@ -5,7 +5,8 @@
     std = sqrt(m2 / n)
 
 Groups are merged in the order of (image, group): the numbers are the same to the last bit however
-the groups were spread over shards and workers. Source: Chan, Golub, LeVeque 1983.
+the groups were spread over shards and workers. Source: Chan, Golub, LeVeque 1983. Inside a group,
+integers of up to 16 bits are summed exactly, and m2 = (n sum x^2 - (sum x)^2) / n.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,18 @@ from typing import Self
 
 import numpy as np
 
-from pipeline.background import is_missing
+from pipeline.background import is_missing, is_possible
 
-CHUNK_VALUES = 1 << 20  # float64 copies stay at 8 MB however large a group is
+CHUNK_BYTES = 1 << 18  # stays in a core's own cache, and small however large a group is
+SUMMED = {
+    np.dtype(name): (np.dtype(kind), most)
+    for kind, most, names in (
+        (np.float32, 1 << 8, ("uint8", "int8", "bool")),
+        (np.float64, 1 << 21, ("uint16", "int16")),
+    )
+    for name in names
+}
+"""For integers whose sums are exact: the float that holds them, and how many of their squares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +68,77 @@ class Moments:
 
 
 def measure(tile: np.ndarray, *, nodata: float | None) -> Moments:
-    """The moments of [height, width, bands]: the valid extent of one group."""
+    """The moments of [height, width, bands]: the valid extent of one group.
+
+    Cost     uint8 a quarter of a nanosecond a value; other types up to six times that
+    Memory   CHUNK_BYTES in either of two arrays
+    """
+    return (_exactly if tile.dtype in SUMMED else _in_floats)(tile, nodata=nodata)
+
+
+def _exactly(tile: np.ndarray, *, nodata: float | None) -> Moments:
+    """Integers of up to 16 bits: sums of whole numbers, rounded once at the very end."""
     bands = tile.shape[-1]
-    step = max(1, CHUNK_VALUES // (tile.shape[1] * bands))
+    rows = tile.reshape(tile.shape[0], -1)
+    gone = np.zeros(bands, np.int64)
+    value = 0
+    if is_possible(nodata, dtype=tile.dtype):
+        value = int(nodata)
+        gone = _of_bands(_sums(rows == value), bands=bands)[0]
+    count = rows.size // bands - gone
+    total, squares = _of_bands(_sums(rows), bands=bands)
+    total, squares = total - gone * value, squares - gone * value * value
+    exact = zip(count.tolist(), total.tolist(), squares.tolist(), strict=True)
+    m2 = [(n * square - one * one) / n if n else 0.0 for n, one, square in exact]
+    return Moments(
+        count=count.astype(np.float64), mean=total / np.maximum(count, 1), m2=np.array(m2)
+    )
+
+
+def _sums(rows: np.ndarray) -> np.ndarray:
+    """[sum, sum of squares] of every column, as whole numbers.
+
+    Floats hold them exactly: 256 squares of 8 bits stay within the 24 bits of a float32, 2^21
+    squares of 16 bits within the 53 of a float64. Their conversion and sums are far faster than
+    those of integers of several widths.
+    """
+    kind, most = SUMMED[rows.dtype]
+    sums = np.zeros((2, rows.shape[1]), np.int64)
+    step = min(most, max(1, CHUNK_BYTES // (rows.shape[1] * kind.itemsize)))
+    values = np.empty((min(step, len(rows)), rows.shape[1]), kind)
+    squares = np.empty_like(values)
+    for top in range(0, len(rows), step):
+        chunk = rows[top : top + step]
+        there = values[: len(chunk)]
+        np.copyto(there, chunk)
+        sums[0] += there.sum(axis=0).astype(np.int64)
+        sums[1] += np.multiply(there, there, out=squares[: len(chunk)]).sum(axis=0).astype(np.int64)
+    return sums
+
+
+def _of_bands(sums: np.ndarray, *, bands: int) -> np.ndarray:
+    """From columns of values to bands."""
+    return sums.reshape(len(sums), -1, bands).sum(axis=1)
+
+
+def _in_floats(tile: np.ndarray, *, nodata: float | None) -> Moments:
+    """Everything else, in float64: the mean of a chunk first, then the distances from it."""
+    bands = tile.shape[-1]
+    rows = tile.reshape(tile.shape[0], -1)
+    step = max(1, CHUNK_BYTES // (8 * rows.shape[1]))
     total = Moments.nothing(bands)
-    for top in range(0, tile.shape[0], step):
-        # Band by band in memory: sums along the last axis are several times faster.
-        chunk = np.ascontiguousarray(tile[top : top + step].reshape(-1, bands).T)
-        there = ~is_missing(chunk, nodata=nodata)
-        values = np.where(there, chunk, 0).astype(np.float64)
-        count = np.count_nonzero(there, axis=1).astype(np.float64)
-        mean = values.sum(axis=1) / np.maximum(count, 1)
-        apart = np.where(there, values - mean[:, None], 0)
-        total = total + Moments(count=count, mean=mean, m2=(apart * apart).sum(axis=1))
+    for top in range(0, len(rows), step):
+        chunk = rows[top : top + step]
+        values = chunk.astype(np.float64)
+        gone = is_missing(chunk, nodata=nodata)
+        count = np.full(bands, float(values.size // bands))
+        if some_gone := bool(gone.any()):
+            values[gone] = 0
+            count -= np.count_nonzero(gone.reshape(-1, bands), axis=0)
+        mean = _of_bands(values.sum(axis=0)[None], bands=bands)[0] / np.maximum(count, 1)
+        values -= np.tile(mean, rows.shape[1] // bands)
+        if some_gone:
+            values[gone] = 0
+        m2 = _of_bands(np.multiply(values, values, out=values).sum(axis=0)[None], bands=bands)[0]
+        total = total + Moments(count=count, mean=mean, m2=m2)
     return total

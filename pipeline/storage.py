@@ -103,15 +103,21 @@ class Location:
 
     def files(self) -> list[str]:
         """Every file below, as sorted paths relative to here; none when the folder is absent."""
+        return sorted(self.listing())
+
+    def listing(self) -> dict[str, dict[str, Any]]:
+        """What the filesystem says of every file below, under its path relative to here."""
         with explained(self):
             try:
-                found = self.filesystem.find(self.path)
+                found = self.filesystem.find(self.path, detail=True)
             except FileNotFoundError:
                 if self.is_local or self.filesystem.exists(self.path.split("/")[0]):
-                    return []
+                    return {}
                 raise
         root = self.path.rstrip("/") + "/"
-        return sorted(name.removeprefix(root) for name in found if name.startswith(root))
+        return {
+            name.removeprefix(root): info for name, info in found.items() if name.startswith(root)
+        }
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[Path]:

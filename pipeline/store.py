@@ -10,7 +10,14 @@ import pyarrow as pa
 
 from pipeline.background import leave_out_background
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
-from pipeline.extract import addresses, extract_groups, flat_bytes, group_hash, squares_of
+from pipeline.extract import (
+    addresses,
+    extract_groups,
+    extract_readable,
+    flat_bytes,
+    group_hash,
+    squares_of,
+)
 from pipeline.grid import groups_per_read
 from pipeline.plan import grid_of, group_bytes, header_of, peak_gb
 from pipeline.readers.copies import LocalCopies
@@ -24,6 +31,7 @@ from pipeline.storage import Location
 READ_BYTES = 32_000_000
 """The most pixels one read of a source brings, unless a single group is larger."""
 
+BAD_GROUP = pa.struct([("group", pa.int32()), ("window", pa.string()), ("cause", pa.string())])
 STORED = pa.schema(
     [
         ("image_id", pa.string()),
@@ -33,8 +41,9 @@ STORED = pa.schema(
         ("hashes", pa.binary()),  # 32 bytes a stored group
         ("moments", pa.list_(pa.list_(pa.float64()))),  # Moments.row() a stored group
         ("part", PART),  # null when nothing was stored
+        ("bad_groups", pa.list_(BAD_GROUP)),  # could not be read, while the image stays
         ("window", pa.string()),
-        ("cause", pa.string()),  # null when all went well
+        ("cause", pa.string()),  # null when the image stays
         ("fault", pa.string()),  # of the machine, the store or the output: ends the job
         ("peak_worker_gb", pa.float64()),
     ]
@@ -48,6 +57,7 @@ def store_shards(
     grouping: GroupingConfig,
     background: BackgroundConfig,
     limits: LimitsConfig,
+    on_error: str = "quarantine",
 ) -> pa.Table:
     """Stage 5 of 5: shards -> shard files, and an index of what is in them.
 
@@ -63,7 +73,12 @@ def store_shards(
     rows: list[dict[str, Any]] = []
     with LocalCopies() as copies:
         read = partial(
-            _content, grouping=grouping, background=background, limits=limits, copies=copies
+            _content,
+            grouping=grouping,
+            background=background,
+            limits=limits,
+            copies=copies,
+            on_error=on_error,
         )
         for shard in shards.to_pylist():
             try:
@@ -90,7 +105,7 @@ def _store_piece(
     *,
     writer: "ShardWriter",
     hold: bool,
-    read: Callable[[dict[str, Any]], Iterator[pa.Table]],
+    read: Callable[..., Iterator[pa.Table]],
 ) -> dict[str, Any]:
     """One image's share of a shard; with `hold` nothing is written before all of it was read."""
     stored: dict[str, Any] = {
@@ -99,9 +114,10 @@ def _store_piece(
         "moments": [],
     }
     hashes, held, nodata = [], [], piece["header"]["nodata"]
+    bad_groups: dict[int, SourceError] = {}
     start = writer.position
     try:
-        for groups in read(piece):
+        for groups in read(piece, bad_groups=bad_groups):
             squares = squares_of(groups)
             for place, address in enumerate(groups.drop_columns("pixels").to_pylist()):
                 height, width = address["valid_height_px"], address["valid_width_px"]
@@ -112,20 +128,35 @@ def _store_piece(
             held.append(groups)
             if not hold:
                 writer.write(held.pop())
+        for error in list(bad_groups.values())[-1:]:
+            _raise_fault(error, uri=piece["uri"])
     except WriteError:
         raise
     except (SourceError, OSError, MemoryError) as error:
         if not hold:
             writer.discard()
-        fault = fault_of(error, uri=piece["uri"])
-        if fault:
-            raise MachineError(fault) from error
-        cause = error if isinstance(error, SourceError) else SourceError(str(error))
-        window = None if cause.window is None else str(cause.window)
-        return {**stored, "groups": [], "moments": [], "window": window, "cause": cause.cause}
+        _raise_fault(error, uri=piece["uri"])
+        return {**stored, "groups": [], "moments": [], **_told(error)}
     for groups in held:
         writer.write(groups)
-    return {**stored, "hashes": b"".join(hashes), "part": writer.part_since(start)}
+    return {
+        **stored,
+        "hashes": b"".join(hashes),
+        "part": writer.part_since(start),
+        "bad_groups": [{"group": group, **_told(bad_groups[group])} for group in bad_groups],
+    }
+
+
+def _raise_fault(error: BaseException, *, uri: str) -> None:
+    """MachineError where not the source is to blame; reads through a local file to find out."""
+    fault = fault_of(error, uri=uri)
+    if fault:
+        raise MachineError(fault) from error
+
+
+def _told(error: BaseException) -> dict[str, str | None]:
+    cause = error if isinstance(error, SourceError) else SourceError(str(error))
+    return {"window": None if cause.window is None else str(cause.window), "cause": cause.cause}
 
 
 def _content(
@@ -135,8 +166,13 @@ def _content(
     background: BackgroundConfig,
     limits: LimitsConfig,
     copies: LocalCopies,
+    on_error: str,
+    bad_groups: dict[int, SourceError],
 ) -> Iterator[pa.Table]:
     """The piece's groups that hold something, a strip at a time."""
+    extract: Callable[..., pa.Table] = extract_groups
+    if on_error == "quarantine_groups":
+        extract = partial(extract_readable, bad_groups=bad_groups)
     planned = header_of(piece)
     side = grouping.group_side_px
     grid = grid_of(planned, side_px=side)
@@ -152,8 +188,9 @@ def _content(
             raise SourceError("changed while it was being preprocessed")
         for first, count in grid.runs(piece["first_group"], piece["num_groups"], most=most):
             rows = addresses(piece["image_id"], grid=grid, first=first, count=count)
-            groups = extract_groups(rows, image=image, grid=grid)
-            groups = leave_out_background(groups, background=background, nodata=planned.nodata)
+            groups = extract(rows, image=image, grid=grid)
+            if groups.num_rows:
+                groups = leave_out_background(groups, background=background, nodata=planned.nodata)
             if groups.num_rows:
                 yield groups
 

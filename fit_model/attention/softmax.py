@@ -19,7 +19,7 @@ def softmax(
     *,
     may_attend: Bool[Tensor, "#b #h #q k"] | None = None,
 ) -> Float[Tensor, "b h q e"]:
-    """softmax_reference without its matrix of all scores: same numbers."""
+    """softmax_reference without its matrix of all scores: same numbers, up to rounding."""
     if may_attend is None:
         return fused(query, key, value)
     # Kernels differ in what a row without keys gives, NaN included: such a row attends to

@@ -5,6 +5,9 @@
 
 A CPU multiplies bf16 matrices many times faster than PyTorch 2.13's fused kernel, which runs its
 backward pass in small pieces. Scores are kept for nobody: the backward pass computes them again.
+Scores and shares are rounded to the inputs' precision. Where scores are large they are computed
+once more less the highest of their row, which is added before they are rounded: what counts in a
+softmax is then small, and so is its error.
 Cost: forwards 2 b h q k (d + e) floating point operations, backwards 2 b h q k (3 d + 2 e); beside
 inputs and outputs 2 * SCORES scores, or those of 64 queries.
 """
@@ -16,19 +19,20 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 SCORES = 2**22
 """At once; two tables of them fit a CPU's last cache."""
 FEWEST_QUERIES = 64
 """At once, however many keys there are: a product of fewer rows is slow."""
+LARGE = 4.0
+"""Scores up to here are rounded to bf16 as they are: by less than 0.01."""
 
 Rows = Float[Tensor, "s n d"]
 """One head of one sequence each."""
 
 
 class SoftmaxProducts(torch.autograd.Function):
-    """The mixed values; no second derivative."""
+    """The mixed values; RuntimeError where a second derivative is asked for."""
 
     @staticmethod
     def forward(
@@ -51,9 +55,13 @@ class SoftmaxProducts(torch.autograd.Function):
         return mixed.unflatten(0, query.shape[:2])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_mixed: Float[Tensor, "b h q e"]) -> tuple[Tensor | None, ...]:
         """The gradients of queries, keys and values."""
+        # once_differentiable would give constants: of what was saved it knows no graph
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "attention by products has no second derivative: leave create_graph out"
+            )
         scaled, keys, values, unseen = ctx.saved_tensors
         changes = of_mixed.flatten(0, 1).contiguous()
         of_scaled = torch.empty_like(scaled)
@@ -144,10 +152,13 @@ class Tables:
     ) -> Float[Tensor, "part q k"]:
         """The softmax of a part's scores, until the next part is asked for."""
         scores, shares = self._view(self._scores, part), self._view(self._shares, part)
-        torch.bmm(scaled[part.place], keys[part.sequences].transpose(1, 2), out=scores)
-        if unseen is not None:
-            scores.masked_fill_(unseen[part.sequences], float("-inf"))
-        return torch.softmax(scores, -1, out=shares)
+        hidden = None if unseen is None else unseen[part.sequences]
+        queries, columns = scaled[part.place], keys[part.sequences].transpose(1, 2)
+        torch.bmm(queries, columns, out=scores)
+        if are_large(scores):
+            highest = hide(scores, hidden).amax(-1, keepdim=True)
+            scores.copy_(-highest).baddbmm_(queries, columns)
+        return torch.softmax(hide(scores, hidden), -1, out=shares)
 
     def of_scores(
         self,
@@ -165,3 +176,18 @@ class Tables:
         count = part.sequences.stop - part.sequences.start
         queries = part.queries.stop - part.queries.start
         return room[: count * queries * self.num_keys].view(count, queries, self.num_keys)
+
+
+def are_large(scores: Float[Tensor, "part q k"]) -> bool:
+    """Whether any is, of hidden keys too."""
+    if not scores.numel():
+        return False
+    low, high = scores.aminmax()
+    return max(-float(low), float(high)) > LARGE
+
+
+def hide(
+    scores: Float[Tensor, "part q k"], hidden: Bool[Tensor, "part 1 k"] | None
+) -> Float[Tensor, "part q k"]:
+    """The same scores, those of hidden keys out of everyone's reach."""
+    return scores if hidden is None else scores.masked_fill_(hidden, float("-inf"))

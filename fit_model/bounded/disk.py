@@ -4,7 +4,7 @@ import os
 import tempfile
 import weakref
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -58,7 +58,12 @@ class OnDisk(Store):
     def get(self, slot: int) -> DataTokens:
         """On the device again."""
         self.soon(slot)
-        home = self._done(self._reads.pop(slot))
+        read = self._reads.pop(slot)
+        wait([read])
+        # what could not be written before says more than what was then read in its place
+        while self._writes and self._writes[0].done():
+            self._done(self._writes.popleft())
+        home = self._done(read)
         if self._copies is None:
             return home
         return arrived(to_device(home, self._device, copies=self._copies), self._copies)

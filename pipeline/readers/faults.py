@@ -20,15 +20,20 @@ BLOCK_BYTES = 1 << 22
 
 def fault_of(error: BaseException, *, uri: str) -> str | None:
     """One line that names the file where the machine or the store is at fault, else None."""
-    for cause in _chain(error):
-        if _is_fault(cause):
-            return _line(cause, uri=uri)
+    told = told_fault(error)
+    if told is not None:
+        return _line(told, uri=uri)
     try:
         _read_through(Location.of(uri))
     except OSError as refused:
         # A decoder written in C says only that it could not read, and never why.
         return _line(refused, uri=uri) if _is_fault(refused) else None
     return None
+
+
+def told_fault(error: BaseException) -> BaseException | None:
+    """The cause that says itself that the machine or the store is at fault, without a look."""
+    return next((cause for cause in _chain(error) if _is_fault(cause)), None)
 
 
 def _is_fault(error: BaseException) -> bool:

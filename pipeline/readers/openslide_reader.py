@@ -45,13 +45,14 @@ class OpenSlideReader:
             bands=len(self._bands),
             dtype="uint8",
             num_levels=slide.level_count,
+            level=level,
             tile_height_px=int(properties.get(f"openslide.level[{level}].tile-height", 1)),
             tile_width_px=int(properties.get(f"openslide.level[{level}].tile-width", width)),
             mpp_x=_microns(properties.get(openslide.PROPERTY_NAME_MPP_X), down),
             mpp_y=_microns(properties.get(openslide.PROPERTY_NAME_MPP_Y), down),
         )
 
-    def read(self, window: Window) -> np.ndarray:
+    def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """[height, width, bands]; what the scanner skipped shows the slide's background colour."""
         down = self._slide.level_downsamples[self._level]
         corner = (round(window.left_px * down), round(window.top_px * down))
@@ -67,7 +68,14 @@ class OpenSlideReader:
             share = alpha.astype(np.float32) / 255
             paper = np.array(self._paper, np.float32)
             colour = np.rint(colour * share + paper * (1 - share)).astype(np.uint8)
-        return colour[..., self._bands]
+        if out is None:
+            return colour[..., self._bands]
+        out[...] = colour[..., self._bands]
+        return out
+
+    def keep_tiles(self, num_bytes: int) -> None:
+        """Decoded tiles of this slide."""
+        self._slide.set_cache(openslide.OpenSlideCache(num_bytes))
 
     def __enter__(self) -> Self:
         return self

@@ -40,6 +40,8 @@ class ImageHeader:
     bands: int
     dtype: str
     num_levels: int
+    level: int = 0
+    """The one opened; 0 is full resolution."""
     tile_height_px: int
     tile_width_px: int
     nodata: float | None = None
@@ -60,8 +62,15 @@ class ImageReader(Protocol):
         """What is known before a pixel is read."""
         ...
 
-    def read(self, window: Window) -> np.ndarray:
-        """[height, width, bands] in the source's dtype; SourceError when it cannot be decoded."""
+    def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
+        """[height, width, bands] in the source's dtype; SourceError when it cannot be decoded.
+
+        With `out`, of that shape and dtype, the pixels are written there: strides may be any.
+        """
+        ...
+
+    def keep_tiles(self, num_bytes: int) -> None:
+        """Keep so much of what was decoded, the last used: what is read again costs nothing."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio.env import setenv
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
@@ -32,7 +33,7 @@ DRIVERS = {
     ".jpeg": "JPEG",
 }
 # GDAL's own default takes 5 % of the machine for decoded tiles, in every worker.
-CACHE_MB = 64
+CACHE_BYTES = 32_000_000
 MICRONS = {"2": 25_400.0, "3": 10_000.0}  # TIFF resolution units: inch, centimetre
 
 
@@ -47,7 +48,7 @@ class RasterioReader:
         self._stack = ExitStack()
         self._stack.enter_context(
             rasterio.Env(
-                GDAL_CACHEMAX=CACHE_MB,
+                GDAL_CACHEMAX=CACHE_BYTES,
                 GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
                 GDAL_PAM_ENABLED="NO",
                 GDAL_NUM_THREADS="1",
@@ -67,7 +68,7 @@ class RasterioReader:
                     options["overview_level"] = level - 1
                     self._source = self._stack.enter_context(rasterio.open(path, **options))
             self._bands = bands or list(whole.indexes)
-            self.header = self._describe(whole, num_levels=num_levels)
+            self.header = self._describe(whole, num_levels=num_levels, level=level)
             self._check_store()
         except (RasterioError, OSError) as error:
             self._stack.close()
@@ -76,7 +77,9 @@ class RasterioReader:
             self._stack.close()
             raise
 
-    def _describe(self, whole: rasterio.DatasetReader, *, num_levels: int) -> ImageHeader:
+    def _describe(
+        self, whole: rasterio.DatasetReader, *, num_levels: int, level: int
+    ) -> ImageHeader:
         source = self._source
         if max(self._bands) > source.count:
             raise SourceError(f"band {max(self._bands)} does not exist: it has {source.count}")
@@ -99,6 +102,7 @@ class RasterioReader:
             bands=len(kept),
             dtype=dtypes.pop(),
             num_levels=num_levels,
+            level=level,
             tile_height_px=tile_height,
             tile_width_px=tile_width,
             nodata=next(iter(nodata.values())),
@@ -108,15 +112,22 @@ class RasterioReader:
             transform=_scaled(whole.transform, down),
         )
 
-    def read(self, window: Window) -> np.ndarray:
+    def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """[height, width, bands] of the chosen bands."""
         place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
+        if out is None:
+            shape = (window.height_px, window.width_px, self.header.bands)
+            out = np.empty(shape, self.header.dtype)
         try:
-            planes = self._source.read(self._bands, window=place)
+            self._source.read(self._bands, window=place, out=np.moveaxis(out, -1, 0))
             self._check_store()
         except (RasterioError, OSError) as error:
             raise SourceError(self._told(error), window=window) from self._failure or error
-        return np.moveaxis(planes, 0, -1)
+        return out
+
+    def keep_tiles(self, num_bytes: int) -> None:
+        """GDAL has one cache for all that a process has open: this is its size."""
+        setenv(GDAL_CACHEMAX=num_bytes)
 
     @property
     def _failure(self) -> OSError | None:

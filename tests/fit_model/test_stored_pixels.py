@@ -23,6 +23,8 @@ def test_any_part_is_what_numpy_gives() -> None:
     assert pixels.dtype == torch.uint16
     np.testing.assert_array_equal(pixels[2:5].to("cpu"), squares[2:5])
     np.testing.assert_array_equal(pixels[torch.tensor([5, 0])].to("cpu"), squares[[5, 0]])
+    mask = torch.tensor([False, False, True, True, False, False, True])
+    np.testing.assert_array_equal(pixels[mask].to("cpu"), squares[[2, 3, 6]])
     np.testing.assert_array_equal(torch.cat(list(pixels.split(3))), squares)
     pixels.to("cpu").fill_(1)  # a copy: what is stored cannot be written to
     np.testing.assert_array_equal(pixels.to("cpu"), squares)
@@ -38,6 +40,12 @@ def test_batches_of_stored_pixels_are_collated_without_reading_them() -> None:
     assert isinstance(moved.pixels, torch.Tensor)
     assert moved.pixels.equal(wanted.pixels)
     assert moved.image.equal(wanted.image)
+
+
+def test_stored_pixels_and_tensors_share_a_batch() -> None:
+    one, other = image(2, 3, seed=1), image(1, 2, seed=2)
+    mixed = collate([replace(one, pixels=StoredPixels(list(one.pixels.numpy()))), other])
+    assert mixed.pixels.equal(collate([one, other]).pixels)
 
 
 def test_squares_of_several_formats_are_refused() -> None:

@@ -2,10 +2,14 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from fit_model.layers import FeedForward
+from jobs import memory_steps, products
 from jobs.cli import app
 from jobs.fresh_process import in_fresh_process
 from jobs.memory_bench import MemoryBench, expected_bytes, measured
@@ -98,6 +102,42 @@ def test_every_step_is_measured_for_real_and_the_files_appear_whole(tmp_path):
     again = CliRunner().invoke(app, ["bench", "memory", *settings])
     assert again.exit_code == 2
     assert "exists: choose another output" in again.output
+
+
+def test_what_a_device_still_computes_for_the_step_is_the_steps_own_time(monkeypatch):
+    now_s, asked_s = [100.0], [7.0]
+    monkeypatch.setattr(products.time, "perf_counter", lambda: now_s[0])
+
+    def wait():
+        now_s[0] += asked_s[0]
+        asked_s[0] = 0.0
+
+    monkeypatch.setitem(products.WAITS, "cpu", wait)
+    layer = FeedForward(width=4, mlp_ratio=4, dropout=0.0)
+    found = products.Products(layer)
+    monkeypatch.setattr(torch, "mm", lambda *args, out: asked_s.__setitem__(0, 0.25))
+    with found.between():
+        layer(torch.zeros(1, 1, 4))
+    assert now_s[0] == 107.5
+    assert found.spent_s == 0.5
+    assert found.flops_per_s == 2 * products.ROWS * 64 / 0.25
+
+
+def test_a_gpu_refuses_a_step_more_than_the_limit(monkeypatch):
+    shares = []
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8e9)
+    )
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+
+    def refused(task):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(memory_steps, "one_step", refused)
+    monkeypatch.setattr(memory_steps, "keep_freed_blocks", lambda: None)
+    config = MemoryBench(sides=(160,), device="cuda", limit_gb=2.0, threads=1)
+    assert memory_steps.measure(config.task("whole", 160)) == LeftOut(why="> 2 GB")
+    assert shares == [0.25]
 
 
 def test_a_process_that_dies_is_named_and_what_goes_wrong_in_one_is_raised():

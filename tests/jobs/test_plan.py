@@ -4,8 +4,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from fit_model.autoregressive import AutoregressiveConfig
 from fit_model.bounded.config import BoundedConfig
 from jobs.batches import BatchConfig
 from jobs.choosing_plans import GB, Limits, bounded, cheapest, most, splits
@@ -17,6 +19,7 @@ from jobs.plan import PlanConfig
 from jobs.planning import Demand, Plan, expected
 from jobs.settings import load
 from jobs.train import TrainConfig
+from jobs.trial import random_batch
 from jobs.workers import WorkersConfig
 from tests.conftest import REPOSITORY
 from tests.jobs.small_training import train_config
@@ -102,6 +105,18 @@ def test_workers_share_one_image_where_there_are_fewer_images():
     assert device_gb(plan) < device_gb(chosen(GENEROUS))
 
 
+def test_an_autoregressive_model_shares_whole_rows_of_groups():
+    trunk = replace(demand().model.face.trunk, layers="(1)1(1)")
+    face = AutoregressiveConfig(patch_px=16, trunk=trunk)
+    config = PlanConfig(model=face, image_side_px=640, group_side_px=160, memory_limit_gb=9.0)
+    asked, limits = config.demand(), Limits(device_bytes=GB * GENEROUS)
+    plan = cheapest(asked, limits, num_workers=4)
+    assert plan.sharing == 4
+    assert [len(random_batch(asked, plan, rank).image) for rank in range(4)] == [4, 4, 4, 4]
+    with pytest.raises(UserError, match=r"num_workers 16 leaves .* divided between 4; take fewer"):
+        cheapest(asked, limits, num_workers=16)
+
+
 def test_what_nothing_fits_in_is_refused_with_the_setting_to_change():
     with pytest.raises(
         UserError, match=r"^3 GB of device memory are too few: .*more workers.num_w"
@@ -130,7 +145,7 @@ def test_a_training_with_a_memory_limit_is_bounded_by_its_largest_image():
     config = train_config("d", memory_limit_gb=6.0, engine=EngineConfig(precision="bf16"))
     config = replace(config, model=demand().model.face)
     config = replace(config, workers=WorkersConfig(num_workers=1), batch=ONE_IMAGE)
-    small, large = (SimpleNamespace(groups=range(n), dtype="uint8") for n in (16, 1600))
+    small, large = (SimpleNamespace(groups=range(n), dtype="int32") for n in (16, 1600))
     model = demand().model
     assert bounded_of(config, model, [small]) is None
     found = bounded_of(config, model, [small, large])
@@ -173,6 +188,14 @@ def test_what_is_printed_can_be_pasted():
     needed += ["model.trunk.latents_per_group=1", "model.trunk.latent_heads=1"]
     config = load(TrainConfig, None, [*needed, "batch.images_per_step=1", *pasted])
     assert config.bounded is not None
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_trial_shows_pixels_as_they_were_planned(dtype):
+    asked = demand("image_side_px=640", f"pixel_dtype={dtype}", *ANY_SIZE)
+    pixels = random_batch(asked, Plan(), 0).pixels.to("cpu")
+    assert pixels.dtype == getattr(torch, dtype)
+    assert pixels.nbytes == asked.pixel_bytes == 640**2 * 3 * pixels.itemsize
 
 
 def test_a_small_plan_is_measured_beside_what_is_expected():

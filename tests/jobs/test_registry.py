@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -24,6 +25,7 @@ from fit_model.model import Model, ModelConfig
 from fit_model.models import build
 from fit_model.pixels import GenerateConfig
 from fit_model.samplers import SamplingConfig
+from fit_model.stored_pixels import StoredPixels
 from fit_model.tokens import InputConfig
 from fit_model.trunk_config import TrunkConfig
 from jobs import models, registry, tracking
@@ -110,6 +112,14 @@ Bounded.chunks = lambda self, count: cut.append((self.config.offload, count)) or
 bounded = model.predict(given, params={"groups_a_chunk": 2, "offload": "disk"})
 print(json.dumps([fit_model.__file__, cut, whole.to_dict("list"), bounded.to_dict("list")]))
 """
+
+
+def test_stored_pixels_become_arrays_like_any_others(batch):
+    lazily = replace(batch, pixels=StoredPixels(list(batch.pixels.numpy())))
+    found, wanted = arrays_of(lazily), arrays_of(batch)
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_a_fresh_process_predicts_the_same_with_the_code_stored_beside_the_weights(

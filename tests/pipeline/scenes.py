@@ -12,6 +12,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from pipeline.flow import Stage
+from pipeline.sources import SOURCES
 
 
 def in_process(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
@@ -27,6 +28,12 @@ def backwards(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
 def stores(tasks: list[pa.Table]) -> bool:
     """Whether these are tasks of the second stage."""
     return "shard" in tasks[0].column_names
+
+
+def sources(uris: dict[str, str]) -> pa.Table:
+    """Image id -> uri as a table of sources whose identity nobody looked at."""
+    rows = [{"image_id": image, "uri": uri} for image, uri in uris.items()]
+    return pa.Table.from_pylist(rows, schema=SOURCES)
 
 
 @contextmanager

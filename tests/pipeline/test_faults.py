@@ -20,16 +20,14 @@ from pipeline.plan import probe_images
 from pipeline.readers.faults import fault_of
 from pipeline.readers.open import open_image
 from pipeline.readers.protocol import SourceError
-from pipeline.sources import SOURCES
-from tests.pipeline.scenes import in_process, noise, stores, write_raster
+from tests.pipeline.scenes import in_process, noise, sources, stores, write_raster
 
 GROUPING = GroupingConfig(group_side_px=32)
 NOWHERE = "http://127.0.0.1:1"
 
 
 def probe(*uris: str) -> list[dict[str, object]]:
-    names = [str(number) for number in range(len(uris))]
-    images = pa.table({"image_id": names, "uri": list(uris)}, schema=SOURCES)
+    images = sources({str(number): uri for number, uri in enumerate(uris)})
     return probe_images(images, grouping=GROUPING, limits=LimitsConfig()).to_pylist()
 
 

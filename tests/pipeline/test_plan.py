@@ -14,10 +14,9 @@ from pipeline.extract import addresses, extract_groups, squares_of
 from pipeline.plan import PROBED, grid_of, group_bytes, header_of, plan_shards, probe_images
 from pipeline.readers.open import open_image
 from pipeline.readers.protocol import ImageHeader, SourceError
-from pipeline.sources import SOURCES
 from pipeline.storage import Location
 from pipeline.store import ShardWriter, store_shards
-from tests.pipeline.scenes import noise, write_raster
+from tests.pipeline.scenes import noise, sources, write_raster
 
 GROUPING = GroupingConfig(group_side_px=64)
 
@@ -88,7 +87,7 @@ def test_what_cannot_be_opened_becomes_a_cause_and_the_rest_goes_on(tmp_path: Pa
     write_raster(tmp_path / "a.tif", noise(10, 10, 1))
     (tmp_path / "b.tif").write_bytes(b"II*\0 nothing")
     uris = [str(tmp_path / f"{name}.tif") for name in "abc"]
-    images = pa.table({"image_id": ["a", "b", "c"], "uri": uris}, schema=SOURCES)
+    images = sources(dict(zip("abc", uris, strict=True)))
     found = probe_images(images, grouping=GROUPING, limits=LimitsConfig()).to_pylist()
     assert [row["header"] is not None for row in found] == [True, False, False]
     assert found[0]["cause"] is None
@@ -97,8 +96,7 @@ def test_what_cannot_be_opened_becomes_a_cause_and_the_rest_goes_on(tmp_path: Pa
 
 
 def test_too_many_or_too_large_groups_become_a_cause(tmp_path: Path) -> None:
-    uri = str(write_raster(tmp_path / "a.tif", noise(5000, 5000, 1)))
-    images = pa.table({"image_id": ["a"], "uri": [uri]}, schema=SOURCES)
+    images = sources({"a": str(write_raster(tmp_path / "a.tif", noise(5000, 5000, 1)))})
     tiny = GroupingConfig(group_side_px=1, patch_px=1)
     (row,) = probe_images(images, grouping=tiny, limits=LimitsConfig()).to_pylist()
     assert "make 25000000 groups of 1 px" in row["cause"]
@@ -108,8 +106,7 @@ def test_too_many_or_too_large_groups_become_a_cause(tmp_path: Path) -> None:
 
 
 def test_a_source_that_changed_after_it_was_planned_is_damaged(tmp_path: Path) -> None:
-    uri = write_raster(tmp_path / "a.tif", noise(100, 100, 1))
-    images = pa.table({"image_id": ["a"], "uri": [str(uri)]}, schema=SOURCES)
+    images = sources({"a": str(write_raster(tmp_path / "a.tif", noise(100, 100, 1)))})
     found = probe_images(images, grouping=GROUPING, limits=LimitsConfig())
     shards = plan_shards(found, side_px=64, shard_mb=1, writer="a")
     write_raster(tmp_path / "a.tif", noise(90, 100, 1))

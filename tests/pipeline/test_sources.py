@@ -1,9 +1,11 @@
 """What a user names becomes a table of images, or one line that says why not."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import s3fs
 from pyarrow import parquet
 
 from pipeline.sources import check_id, find_images
@@ -98,3 +100,45 @@ def test_what_cannot_be_found_is_one_line(
 def test_ids_that_could_leave_a_folder_are_refused(image: str) -> None:
     with pytest.raises(ValueError, match="cannot be an image's id"):
         check_id(image, place=Location.of("x.tif"))
+
+
+def test_a_source_s_identity_changes_with_its_size_and_with_its_time(tmp_path: Path) -> None:
+    def told() -> tuple[int, str]:
+        (row,) = find_images(str(tmp_path)).images.to_pylist()
+        assert row == find_images([str(tmp_path / "a.tif")]).images.to_pylist()[0]
+        return row["source_bytes"], row["source_tag"]
+
+    touch(tmp_path, "a.tif")
+    os.utime(tmp_path / "a.tif", ns=(1, 1_600_000_000_000_000_001))
+    first = told()
+    assert first == ((tmp_path / "a.tif").stat().st_size, "1600000000000000001")
+    os.utime(tmp_path / "a.tif", ns=(1, 1_600_000_000_000_000_002))
+    assert told() != first
+    (tmp_path / "a.tif").write_bytes(b"longer than it was")
+    os.utime(tmp_path / "a.tif", ns=(1, 1_600_000_000_000_000_001))
+    assert told() != first
+
+
+def test_a_link_to_nothing_is_named_with_an_identity_nobody_knows(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").symlink_to(tmp_path / "gone")
+    (tmp_path / "b.tif").symlink_to("b.tif")
+    for row in find_images(str(tmp_path)).images.to_pylist():
+        assert (row["source_bytes"], row["source_tag"]) == (None, None)
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_many_remote_sources_are_told_apart_by_few_requests(
+    s3: s3fs.S3FileSystem, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
+    names = [f"{number:03d}.tif" for number in range(count)]
+    for name in names:
+        s3.pipe_file(f"scans/many/{name}", name.encode() * (1 + int(name[:3])))
+    with caplog.at_level("INFO", logger="werkzeug"):
+        folder = find_images("s3://scans/many").images
+        caplog.clear()
+        files = find_images([f"s3://scans/many/{name}" for name in names]).images
+        assert len(caplog.records) <= 3
+    assert files.equals(folder)
+    for row in folder.to_pylist():
+        told = s3.info(row["uri"])
+        assert (row["source_bytes"], row["source_tag"]) == (told["size"], told["ETag"].strip('"'))

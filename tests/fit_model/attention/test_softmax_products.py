@@ -1,8 +1,11 @@
 """Softmax attention by products of parts is the reference, forwards and backwards."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from fit_model.attention import softmax, softmax_products
 from fit_model.attention.softmax_products import SoftmaxProducts
@@ -86,12 +89,45 @@ def test_half_precision_stays_as_close_to_the_reference_as_bf16_can(
         assert relative(got, want) < 3e-2
 
 
+@pytest.mark.parametrize("masked", ["all", "some"])
+@pytest.mark.parametrize("deviation", [1.0, 9.0, 100.0])
+def test_large_scores_cost_no_more_precision_than_in_the_fused_kernel(
+    deviation: float, masked: str
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scale = torch.tensor([deviation**0.5, deviation**0.5, 1.0])[:, None, None, None, None]
+    drawn = torch.randn(3, 2, 3, 150, 64, generator=generator) * scale
+    may_attend = ~hidden_keys(2, 150) if masked == "some" else None
+    change = torch.randn(2, 3, 150, 64, generator=generator)
+
+    def found(attention: Any, dtype: torch.dtype) -> list[Tensor]:
+        given = [each.to(torch.bfloat16).to(dtype).requires_grad_() for each in drawn]
+        mixed = attention(*given)
+        return [mixed, *torch.autograd.grad(mixed, given, change.to(dtype))]
+
+    exact = found(lambda *qkv: softmax_reference(*qkv, may_attend=may_attend), torch.float64)
+    ours = found(lambda *qkv: softmax.softmax(*qkv, may_attend=may_attend), torch.bfloat16)
+    fused = found(
+        lambda *qkv: scaled_dot_product_attention(*qkv, attn_mask=may_attend), torch.bfloat16
+    )
+    for got, theirs, want in zip(ours, fused, exact, strict=True):
+        assert relative(got, want) < max(6e-3, 1.5 * relative(theirs, want))
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 5, 5), (2, 2, 0, 5)])
 def test_no_sequences_and_no_queries_give_nothing(shape: tuple[int, int, int, int]) -> None:
     query, key, value = inputs(shape, dtype=torch.bfloat16)
     mixed = softmax.softmax(query, key, value)
     assert mixed.shape == (*shape[:3], 4)
     assert all(each.abs().sum() == 0 for each in torch.autograd.grad(mixed.sum(), [key, value]))
+
+
+def test_a_second_derivative_is_refused_rather_than_left_out() -> None:
+    ours = inputs((1, 2, 5, 5), dtype=torch.bfloat16)
+    mixed = softmax.softmax(*ours).sum()
+    torch.autograd.grad(mixed, ours, retain_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative: leave create_graph out"):
+        torch.autograd.grad(mixed, ours, create_graph=True)
 
 
 def relative(got: Tensor, want: Tensor) -> float:

@@ -1,10 +1,12 @@
 """Models of every face with awkward batches, and their losses and gradients, run either way."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
+from fit_model.augment.config import AugmentConfig
 from fit_model.bounded.config import BoundedConfig
 from fit_model.bounded.engine import Bounded
 from fit_model.course import WHOLE, Runner
@@ -13,6 +15,7 @@ from fit_model.heads import ClassifyConfig, RegressConfig
 from fit_model.model import Model
 from fit_model.models import build
 from tests.fit_model import generators
+from tests.fit_model.augment.pictures import augmented
 from tests.fit_model.examples import image, model_config, randomize, trunk_config
 from tests.fit_model.generators import LAYERS, batch_of, model_of, seeds_of, targets_of
 
@@ -22,6 +25,13 @@ IMAGES = [
     image(1, 1, seed=3, nodata=7.0),
 ]
 """Of several sizes, with groups that are not stored, ragged edges and missing pixels."""
+
+
+EVERYTHING = AugmentConfig(
+    symmetries="all", crop_groups=(2, 4), brightness=0.2, contrast=0.2, band_scale=0.1,
+    band_shift=0.5,
+)  # fmt: skip
+TURNS = AugmentConfig(symmetries="turns")
 
 
 @dataclass
@@ -64,6 +74,14 @@ def fixed_grid() -> Case:
     return case
 
 
+def changed(case: Case, config: AugmentConfig) -> Case:
+    """The case on views of its images."""
+    ends = torch.bincount(case.batch.image).cumsum(0).tolist()
+    images = [case.batch.part(slice(*each)) for each in pairwise([0, *ends])]
+    views = [augmented(each, config, seed=seed) for seed, each in enumerate(images)]
+    return replace(case, batch=collate(views))
+
+
 def generator(kind: str, *, trunk=None, **face) -> Case:
     config = trunk_config(**{"layers": LAYERS, "latent_width": 16} | (trunk or {}))
     model = model_of(kind, trunk=config, **face).double()
@@ -84,6 +102,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "encoder, latents look back": lambda: encoder(latent_mask="causal"),
     "encoder, layers recomputed": lambda: encoder(trunk={"checkpointing": "layer"}),
     "encoder, no layers but reads": lambda: encoder(trunk={"layers": "(0)1(0)1(0)1"}),
+    "encoder, other views": lambda: changed(encoder(), EVERYTHING),
+    "diffusion, turned": lambda: changed(generator("diffusion"), TURNS),
+    "autoregressive, turned": lambda: changed(generator("autoregressive"), TURNS),
     "encoder, one block": lambda: encoder(trunk={"layers": "(2)1"}),
     "diffusion": lambda: generator("diffusion"),
     "diffusion, deviation": lambda: generator(

@@ -154,6 +154,24 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_no_file(tmp_path, monkeypatc
     assert not held_in(tmp_path)
 
 
+@pytest.mark.parametrize("written_before", [0, 1])
+def test_what_was_not_written_is_not_read(monkeypatch, written_before):
+    store, whole = OnDisk(torch.device("cpu"), folder=None), os.pwrite
+    for _ in range(written_before):
+        store.put(0, torch.zeros(1, 3, 3))
+        assert not store.get(0).any()
+
+    def full(*args):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    store.put(0, torch.ones(1, 3, 3))
+    with pytest.raises(OSError, match="Disk quota exceeded; free some"):
+        store.get(0)
+    monkeypatch.setattr(os, "pwrite", whole)
+    store.close()
+
+
 def test_a_file_that_takes_part_of_a_chunk_at_a_time_holds_all_of_it(monkeypatch):
     write, read = os.pwrite, os.preadv
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:100], at))

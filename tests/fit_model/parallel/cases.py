@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
+from fit_model.augment.config import AugmentConfig
 from fit_model.course import WHOLE, Runner
 from fit_model.groups import GroupBatch, collate
 from fit_model.heads import ClassifyConfig
 from fit_model.model import Model
 from fit_model.models import build
+from tests.fit_model.augment.pictures import augmented
 from tests.fit_model.examples import image, model_config, randomize, trunk_config
 from tests.fit_model.generators import LAYERS, model_of, seeds_of, targets_of
 
@@ -21,6 +23,8 @@ IMAGES = [
 """Of several sizes, with groups that are not stored, ragged edges and missing pixels."""
 TALL = [image(4, 1, seed=4), image(5, 2, stored=[0, 1, 2, 5, 6, 8], seed=5), image(6, 1, seed=6)]
 """With rows of groups for four workers."""
+COLOURS = AugmentConfig(symmetries="all", brightness=0.2, contrast=0.2, band_shift=0.5)
+FLIPS = AugmentConfig(symmetries="flips")
 Gradients = dict[str, torch.Tensor | None]
 
 
@@ -67,6 +71,10 @@ def across(operator: str, **face) -> Case:
     return encoder(trunk={"global_operator": operator}, **face)
 
 
+def views(images: list[GroupBatch], config: AugmentConfig) -> list[GroupBatch]:
+    return [augmented(each, config, seed=seed) for seed, each in enumerate(images)]
+
+
 def fixed_grid() -> Case:
     images = [image(2, 3, stored=stored, seed=7) for stored in ([0, 1, 3, 4, 5], [0, 1, 2, 3])]
     return encoder(
@@ -93,6 +101,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "encoder, layers recomputed": lambda: encoder(trunk={"checkpointing": "layer"}),
     "encoder, tssa and xca": lambda: across(("tssa", "xca")),
     "encoder, performer looks back": lambda: across("performer@features=4", latent_mask="causal"),
+    "encoder, other views": lambda: encoder(pool="tokens", images=views(IMAGES, COLOURS)),
+    "autoregressive, flipped": lambda: generator("autoregressive", images=views(TALL, FLIPS)),
     "encoder, one fixed grid": fixed_grid,
     "diffusion": lambda: generator("diffusion", normalize_input="deviation"),
     "diffusion, other forms": lambda: generator(

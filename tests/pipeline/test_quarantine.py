@@ -1,0 +1,161 @@
+"""What cannot be read is put aside as the policy says: an image, or only the groups that fail."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.errors import RasterioError
+
+from pipeline.config import GroupingConfig, PreprocessConfig
+from pipeline.dataset import open_dataset
+from pipeline.flow import preprocess
+from pipeline.readers import faults
+from tests.pipeline.scenes import backwards, in_process, noise, write_raster
+
+SIDE_PX = 128
+
+
+def with_damaged_tiles(path: Path, *, tiles: list[tuple[int, int]]) -> np.ndarray:
+    """A tiled deflate TIFF of 5 x 7 tiles of which some cannot be inflated; gives its pixels."""
+    pixels = noise(5 * SIDE_PX - 50, 7 * SIDE_PX - 20, 3)
+    tiled = {"tiled": True, "blockxsize": SIDE_PX, "blockysize": SIDE_PX, "compress": "deflate"}
+    write_raster(path, pixels, **tiled)
+    with rasterio.open(path) as source:
+        places = [
+            source.get_tag_item(f"BLOCK_OFFSET_{column}_{row}", "TIFF", bidx=1)
+            for row, column in tiles
+        ]
+    content = bytearray(path.read_bytes())
+    for place in map(int, places):
+        content[place : place + 64] = bytes(64)
+    path.write_bytes(content)
+    return pixels
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PreprocessConfig:
+    return PreprocessConfig(
+        sources=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        grouping=GroupingConfig(group_side_px=SIDE_PX),
+        on_error="quarantine_groups",
+    )
+
+
+@pytest.mark.parametrize("shard_mb", [1, 64])
+def test_only_the_groups_that_rasterio_cannot_read_are_lost(
+    tmp_path: Path, config: PreprocessConfig, shard_mb: int
+) -> None:
+    pixels = with_damaged_tiles(tmp_path / "in" / "a.tif", tiles=[(0, 3), (2, 0), (4, 6)])
+    write_raster(tmp_path / "in" / "b.tif", noise(100, 100, 3))
+    report = preprocess(replace(config, shard_mb=shard_mb), run_stage=backwards)
+    bare = {}
+    with rasterio.open(tmp_path / "in" / "a.tif") as source:
+        for group in range(35):
+            top, left = group // 7 * SIDE_PX, group % 7 * SIDE_PX
+            try:
+                window = ((top, min(590, top + SIDE_PX)), (left, min(876, left + SIDE_PX)))
+                bare[group] = np.moveaxis(source.read(window=window), 0, -1)
+            except RasterioError:
+                pass
+    assert sorted({*range(35)} - {*bare}) == [3, 14, 34]
+    stored = open_dataset(report.output)
+    image = stored.images()[0]
+    assert image.groups == tuple(bare)
+    for group, square in zip(image.groups, stored.read(image).pixels, strict=True):
+        height, width = bare[group].shape[:2]
+        assert np.array_equal(square[:height, :width], bare[group])
+        top, left = group // 7 * SIDE_PX, group % 7 * SIDE_PX
+        assert np.array_equal(bare[group], pixels[top : top + height, left : left + width])
+    assert [(row["image_id"], row["group"], row["window"]) for row in stored.quarantine()] == [
+        ("a", 3, "rows 0-128, columns 384-512"),
+        ("a", 14, "rows 256-384, columns 0-128"),
+        ("a", 34, "rows 512-590, columns 768-876"),
+    ]
+    assert all("Decod" in row["cause"] for row in stored.quarantine())
+    assert (report.images, report.groups, report.left_out_groups) == (2, 33, 0)
+    assert (stored.info.quarantined, stored.info.bad_groups) == (0, 3)
+    assert [window for _, window, _ in report.bad_groups] == [
+        row["window"] for row in stored.quarantine()
+    ]
+
+
+def test_an_image_of_which_no_group_can_be_read_is_put_aside_whole(
+    tmp_path: Path, config: PreprocessConfig
+) -> None:
+    every = [(row, column) for row in range(5) for column in range(7)]
+    with_damaged_tiles(tmp_path / "in" / "a.tif", tiles=every)
+    write_raster(tmp_path / "in" / "b.tif", noise(100, 100, 3))
+    report = preprocess(config, run_stage=in_process)
+    stored = open_dataset(report.output)
+    assert [record.image_id for record in stored.images()] == ["b"]
+    (row,) = stored.quarantine()
+    assert (row["image_id"], row["group"], row["window"]) == (
+        "a",
+        None,
+        "rows 0-128, columns 0-128",
+    )
+    assert (len(report.quarantined), report.bad_groups) == (1, [])
+
+
+def test_the_digest_knows_which_groups_are_missing(
+    tmp_path: Path, config: PreprocessConfig
+) -> None:
+    digests = set()
+    for number, tiles in enumerate([[], [(0, 0)], [(0, 1)]]):
+        with_damaged_tiles(tmp_path / "in" / "a.tif", tiles=tiles)
+        output = str(tmp_path / f"out{number}")
+        digests.add(preprocess(replace(config, output=output), run_stage=in_process).digest)
+    assert len(digests) == 3
+
+
+def test_past_a_limit_the_job_fails_and_names_the_first(
+    tmp_path: Path, config: PreprocessConfig
+) -> None:
+    with_damaged_tiles(tmp_path / "in" / "a.tif", tiles=[(1, 2), (3, 3)])
+    preprocess(replace(config, max_bad_groups=2, max_bad_images=0), run_stage=in_process)
+    again = replace(config, output=str(tmp_path / "again"), max_bad_groups=1)
+    with pytest.raises(ValueError, match="2 groups cannot be read, more than max_bad_g") as caught:
+        preprocess(again, run_stage=in_process)
+    assert f"the first: {tmp_path}/in/a.tif at rows 128-256, columns 256-384: " in str(caught.value)
+    write_raster(tmp_path / "in" / "b.tif", noise(100, 100, 3))
+    for name in ("x.tif", "y.tif"):
+        (tmp_path / "in" / name).write_bytes(b"II*\0 nothing")
+    images = replace(again, on_error="quarantine", max_bad_groups=None)
+    preprocess(replace(images, output=str(tmp_path / "3"), max_bad_images=3), run_stage=in_process)
+    counts = {2: r"3 images .* 2; the first: .*x.tif: ", 1: r"2 images .* max_bad_images 1; the f"}
+    for limit, says in counts.items():
+        with pytest.raises(ValueError, match=says):
+            preprocess(replace(images, max_bad_images=limit), run_stage=in_process)
+    assert not (tmp_path / "again" / "dataset.json").exists()
+
+
+def test_a_disk_that_fails_below_a_bad_group_ends_the_job(
+    tmp_path: Path, config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_damaged_tiles(tmp_path / "in" / "a.tif", tiles=[(1, 2)])
+
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(faults, "_read_through", fails)
+    with pytest.raises(OSError, match=r"a.tif: \[Errno 5\] Input/output error"):
+        preprocess(config, run_stage=in_process)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"on_error": "skip"}, "'skip' is unknown: take quarantine, quarantine_groups, fail"),
+        ({"max_bad_images": -1}, "max_bad_images -1 is negative"),
+        ({"on_error": "quarantine", "max_bad_groups": 3}, "3 needs on_error=quarantine_groups"),
+    ],
+)
+def test_policies_that_cannot_be_are_refused(
+    config: PreprocessConfig, settings: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        replace(config, **settings)
