@@ -93,9 +93,16 @@ def inspect(settings: DatasetFirst = None, debug: Debug = False) -> None:
 
 
 @app.command(help=module_help("verify"))
-def verify(settings: DatasetFirst = None, debug: Debug = False) -> None:
+def verify(
+    settings: DatasetFirst = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Store damaged images again from their sources.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Check a dataset."""
-    run_job("verify", settings, debug=debug)
+    given = [*(settings or []), *(["repair=true"] if repair else [])]
+    run_job("verify", given, debug=debug)
 
 
 @app.command(help=module_help("train"))

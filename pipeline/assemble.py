@@ -84,6 +84,8 @@ class Assembly:
         """Rows of the quarantine that name a group; the others name an image."""
         self.num_groups = sum(self._missing.values())
         self.num_done = 0
+        self.num_resumed = 0
+        """Of those done, what this job had done before it was killed and begun again."""
         self.peak_worker_gb = max(
             (row["peak_worker_gb"] for row in self._probed.values()), default=0.0
         )

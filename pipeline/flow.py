@@ -28,7 +28,7 @@ from pipeline.sources import find_images
 from pipeline.storage import Location
 from pipeline.store import store_shards
 
-__all__ = ["PreprocessReport", "on_ray", "preprocess"]
+__all__ = ["PreprocessReport", "on_ray", "preprocess", "store_images"]
 
 Stage = Callable[[pa.Table], pa.Table]
 StageRunner = Callable[[Stage, list[pa.Table]], Iterator[pa.Table]]
@@ -76,31 +76,14 @@ def preprocess(
         class_labels=config.class_labels,
     )
     with claim(start) as claimed:
-        probed = _probe(claimed, _without(found.images, kept), config=config, run_stage=run_stage)
-        assembly = Assembly(probed, config=config, kept=kept)
-        _check_probed(probed, assembly, config=config)
-        names = ShardNames(job=claimed.job, settings=settings)
-        before = stored_before(claimed, probed, names=names, config=config)
-        for piece in before:
-            assembly.add(piece)
-        resumed_groups = assembly.num_done
-        shards = plan_shards(
-            probed,
-            side_px=config.grouping.group_side_px,
-            shard_mb=config.shard_mb,
-            names=names,
-            stored={(piece["image_id"], piece["first_group"]) for piece in before},
+        assembly = store_images(
+            claimed,
+            _without(found.images, kept),
+            kept=kept,
+            config=config,
+            progress=progress,
+            run_stage=run_stage,
         )
-        if progress:
-            progress(assembly.num_done, assembly.num_groups)
-        for stored in _store(shards, config=config, run_stage=run_stage):
-            for piece in stored.to_pylist():
-                assembly.add(piece)
-            if progress:
-                progress(assembly.num_done, assembly.num_groups)
-            if claimed.lease.lost:
-                claimed.check()
-            check_damage(assembly, config=config)
         digest = publish(claimed, assembly, labels=labels, config=config)
     return PreprocessReport.of(
         assembly,
@@ -108,8 +91,46 @@ def preprocess(
         digest=digest,
         seconds=time.monotonic() - began,
         ignored_files=found.ignored_files,
-        resumed_groups=resumed_groups,
+        resumed_groups=assembly.num_resumed,
     )
+
+
+def store_images(
+    claimed: Claim,
+    images: pa.Table,
+    *,
+    kept: Kept,
+    config: PreprocessConfig,
+    progress: Callable[[int, int], None] | None,
+    run_stage: StageRunner,
+) -> Assembly:
+    """Store what this job has not stored yet of `images`; the output shows none of it so far."""
+    probed = _probe(claimed, images, config=config, run_stage=run_stage)
+    assembly = Assembly(probed, config=config, kept=kept)
+    _check_probed(probed, assembly, config=config)
+    names = ShardNames(job=claimed.job, settings=settings_of(config))
+    before = stored_before(claimed, probed, names=names, config=config)
+    for piece in before:
+        assembly.add(piece)
+    assembly.num_resumed = assembly.num_done
+    shards = plan_shards(
+        probed,
+        side_px=config.grouping.group_side_px,
+        shard_mb=config.shard_mb,
+        names=names,
+        stored={(piece["image_id"], piece["first_group"]) for piece in before},
+    )
+    if progress:
+        progress(assembly.num_done, assembly.num_groups)
+    for stored in _store(shards, config=config, run_stage=run_stage):
+        for piece in stored.to_pylist():
+            assembly.add(piece)
+        if progress:
+            progress(assembly.num_done, assembly.num_groups)
+        if claimed.lease.lost:
+            claimed.check()
+        check_damage(assembly, config=config)
+    return assembly
 
 
 def _without(images: pa.Table, kept: Kept) -> pa.Table:

@@ -196,3 +196,22 @@ def test_verify_ends_with_0_or_1_and_a_line_for_every_damaged_image(
     absent = run(cli.app, ["verify", str(tmp_path / "absent")])
     assert absent.exit_code == 2
     assert "not a finished dataset" in absent.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_verify_repairs_on_ray_workers_what_it_names(tmp_path: Path) -> None:
+    write_raster(tmp_path / "in" / "a.tif", noise(200, 200, 3))
+    grouping = GroupingConfig(group_side_px=SIDE_PX)
+    config = PreprocessConfig(
+        sources=str(tmp_path / "in"), output=str(tmp_path / "out"), grouping=grouping
+    )
+    report = preprocess(config, run_stage=in_process)
+    (shard,) = (tmp_path / "out" / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:5000])
+    assert CliRunner().invoke(cli.app, ["verify", report.output]).exit_code == 1
+    repaired = CliRunner().invoke(cli.app, ["verify", report.output, "--repair"])
+    assert repaired.exit_code == 0, repaired.stderr
+    assert "stored 1 image(s) again" in repaired.stdout
+    assert open_dataset(report.output).info.digest == report.digest
+    assert CliRunner().invoke(cli.app, ["verify", report.output]).exit_code == 0
