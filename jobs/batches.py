@@ -1,9 +1,9 @@
 """Stored images as batches of patch groups: the order is arithmetic, reading runs ahead."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -16,10 +16,11 @@ from fit_model.groups import GroupBatch, collate
 from fit_model.pixels import GenerateConfig, require_drawable
 from fit_model.stored_pixels import StoredPixels
 from jobs.augmenting import draw_views, read_seen
-from jobs.sharing import ALONE, Seat
+from jobs.sharing import ALONE, Seat, by_itself
+from jobs.stand_ins import StandIns
 from jobs.targets import HeadConfig, Labelled
-from pipeline.dataset import Dataset, ImageGroups, ImageRecord
-from pipeline.order import global_batch, worker_share
+from pipeline.dataset import DamagedError, Dataset, ImageGroups, ImageRecord
+from pipeline.order import Order, deal
 
 AHEAD_BYTES = 1 << 28
 """Pixels of micro-batches that are read before their step; a single one may be larger."""
@@ -33,6 +34,8 @@ class Share:
     images: list[int]
     weight: float
     """Of each of these images in the global batch's mean; 0 marks padding."""
+    turns: tuple[int, ...] = ()
+    """Of each image, how many that could stand in for it are known to be no use, it included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,10 @@ class Batch:
     """Share of the global batch's mean that each image carries, [b]; 0 marks padding."""
     groups_per_image: list[int]
     """Of whole images, whoever holds their groups; padding images are not counted."""
+    turns: tuple[int, ...] = ()
+    """As in Share, of the images that are here."""
+    damaged: tuple[int, ...] = ()
+    """Numbers of images that should be here and cannot be read; padding images are not counted."""
 
     @property
     def megapixels(self) -> float:
@@ -67,11 +74,19 @@ class BatchConfig:
     """Micro-steps a step; each worker's share of the images is cut into so many: less memory."""
     seed: int = 0
     """Of the order of images, the initial weights and dropout."""
+    balance_steps: int = 8
+    """Steps within which images of like numbers of groups meet in a batch, so that workers are
+    equally busy; 1 lets chance alone decide."""
+    max_damaged_share: float = 0.05
+    """Of all images; when more of them cannot be read, training ends. Until then others stand in
+    for them."""
 
     def __post_init__(self) -> None:
-        for name in ("images_per_step", "accumulation"):
+        for name in ("images_per_step", "accumulation", "balance_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"batch.{name} {getattr(self, name)} must be at least 1")
+        if not 0.0 <= self.max_damaged_share < 1.0:
+            raise ValueError(f"batch.max_damaged_share {self.max_damaged_share} must lie in [0, 1)")
         if self.seed < 0:
             raise ValueError(f"batch.seed {self.seed} must not be negative")
 
@@ -97,6 +112,7 @@ class Feed:
         config: which of them make a step.
         augment: what chance changes about them.
         seat: the worker's place among all.
+        compare: gives the turns of every worker that shares these images, this one's included.
     """
 
     def __init__(
@@ -108,6 +124,7 @@ class Feed:
         config: BatchConfig,
         augment: AugmentConfig = UNCHANGED,
         seat: Seat = ALONE,
+        compare: Callable[[tuple[int, ...]], list[tuple[int, ...]]] = by_itself,
     ) -> None:
         self.dataset = dataset
         self.labelled = labelled
@@ -115,6 +132,17 @@ class Feed:
         self.config = config
         self.augment = augment
         self.seat = seat
+        self.compare = compare
+        self.order = Order(
+            digest=dataset.info.digest,
+            seed=config.seed,
+            groups=[augment.most_groups(len(record.groups)) for record in labelled.records],
+            batch_images=config.images_per_step,
+            balance_steps=config.balance_steps,
+        )
+        self.stand_ins = StandIns(
+            self.order, records=labelled.records, max_share=config.max_damaged_share
+        )
 
     def stream(self, first_step: int, last_step: int, *, ahead: int = 3) -> Iterator[Batch]:
         """Micro-batches of steps first_step to last_step - 1.
@@ -123,37 +151,35 @@ class Feed:
         """
         steps = range(first_step, last_step)
         places = deque(product(steps, range(self.config.accumulation)))
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
-            waiting: deque[tuple[Future[Batch], int]] = deque()
+        # from afar an answer takes long to begin, so all of them are asked for at once
+        readers = 1 if self.dataset.place.is_local else ahead + 1
+        with ThreadPoolExecutor(max_workers=readers, thread_name_prefix="feed") as reader:
+            waiting: deque[tuple[Share, Future[Batch], int]] = deque()
             while places or waiting:
                 while places and len(waiting) <= ahead:
                     share = self.share(*places[0])
                     size = self.num_bytes(share)
-                    if waiting and size + sum(each for _, each in waiting) > AHEAD_BYTES:
+                    if waiting and size + sum(each for *_, each in waiting) > AHEAD_BYTES:
                         break
-                    waiting.append((reader.submit(self.read, share), size))
+                    waiting.append((share, reader.submit(self.read, share), size))
                     places.popleft()
-                yield waiting.popleft()[0].result()
+                share, found, _ = waiting.popleft()
+                yield self.agreed(share, found.result())
 
     def share(self, step: int, part: int) -> Share:
         """Part `part` of this worker's share of the global batch of `step`.
 
         Weights make the sum over all parts and group sets the mean over the global batch. A worker
-        whose part is empty reads the step's first image at weight 0: it must take part in
+        whose part is empty reads the step's smallest image at weight 0: it must take part in
         collectives.
         """
-        indices = global_batch(
-            step,
-            digest=self.dataset.info.digest,
-            seed=self.config.seed,
-            num_images=len(self.labelled.records),
-            batch_images=self.config.images_per_step,
-        )
-        share = worker_share(indices, rank=self.seat.set, num_workers=self.seat.num_sets)
-        mine = [int(index) for index in share[part :: self.config.accumulation]]
+        indices = self.order.batch(step)
+        sizes = self.order.groups[indices].tolist()
+        dealt = deal(sizes, num_workers=self.seat.num_sets, num_parts=self.config.accumulation)
+        mine = dealt[self.seat.set][part]
         if not mine:
-            return Share(step=step, images=[int(indices[0])], weight=0.0)
-        return Share(step=step, images=mine, weight=1.0 / len(indices))
+            return Share(step=step, images=[int(indices[np.argmin(sizes)])], weight=0.0)
+        return Share(step=step, images=indices[mine].tolist(), weight=1.0 / len(indices))
 
     def num_bytes(self, share: Share) -> int:
         """Pixels of these images, whoever holds their groups."""
@@ -166,7 +192,19 @@ class Feed:
         )
 
     def read(self, share: Share) -> Batch:
-        """These images."""
+        """These images, or who stands in for those that are damaged."""
+        while True:
+            found = self.stand_ins.of(share.images, step=share.step, turns=share.turns)
+            try:
+                return replace(
+                    self._read(replace(share, images=found.images)),
+                    turns=found.turns,
+                    damaged=found.damaged if share.weight else (),
+                )
+            except DamagedError as error:
+                self.stand_ins.leave_out(error)
+
+    def _read(self, share: Share) -> Batch:
         records = [self.labelled.records[index] for index in share.images]
         values, seed = self.labelled.values, self.config.seed
         seeds = [image_seed(seed, step=share.step, image=index) for index in share.images]
@@ -181,6 +219,13 @@ class Feed:
             weights=torch.full((len(records),), share.weight),
             groups_per_image=counts if share.weight else [],
         )
+
+    def agreed(self, share: Share, batch: Batch) -> Batch:
+        """The batch with those images that every worker that shares it could read of its part."""
+        while len(told := set(self.compare(batch.turns))) > 1:
+            furthest = tuple(map(max, zip(*told, strict=True)))
+            batch = self.read(replace(share, turns=furthest))
+        return batch
 
 
 def image_seed(seed: int, *, step: int, image: int) -> int:
@@ -202,17 +247,20 @@ def read_images(
     accelerator, nobody looks at values any more.
     """
     if views is None:
-        images = [
-            as_batch(dataset.read(record, groups=run), record)
-            for record, run in zip(records, seat.runs(records), strict=True)
-        ]
+        images = dataset.at_once(
+            lambda record, run: as_batch(dataset.read(record, groups=run), record),
+            records,
+            seat.runs(records),
+        )
     else:
         runs = seat.runs_of([each.row.tolist() for each in views])
-        parts = [each.part(run) for each, run in zip(views, runs, strict=True)]
-        images = [
-            part.of(as_batch(read_seen(dataset, record, part.stored.tolist()), record))
-            for record, part in zip(records, parts, strict=True)
-        ]
+        images = dataset.at_once(
+            lambda record, part: part.of(
+                as_batch(read_seen(dataset, record, part.stored.tolist()), record)
+            ),
+            records,
+            [each.part(run) for each, run in zip(views, runs, strict=True)],
+        )
     if isinstance(head, GenerateConfig):
         for record, groups in zip(records, images, strict=True):
             try:

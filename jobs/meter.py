@@ -18,8 +18,9 @@ class Meter:
     """Measures one step on one worker, then sums over the workers.
 
     Figures of the whole step: `loss` (mean over the global batch), `speed/megapixels_per_s`,
-    `speed/tokens_per_s`, `mfu` where the peak is known. Figures of the slowest or largest worker:
-    `time/step_s`, `time/data_wait_share`, `memory/peak_gb`.
+    `speed/tokens_per_s`, `mfu` where the peak is known, `damaged_images` (others stood in for
+    them). Figures of the slowest or largest worker: `time/step_s`, `time/data_wait_share`,
+    `memory/peak_gb`.
     """
 
     def __init__(self, model: ModelConfig, *, device: torch.device, sharing: int) -> None:
@@ -32,6 +33,7 @@ class Meter:
         self.loss = 0.0
         self.megapixels = 0.0
         self.groups_per_image: list[int] = []
+        self.damaged: list[int] = []
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -45,16 +47,17 @@ class Meter:
         self.loss += loss
         self.megapixels += batch.megapixels
         self.groups_per_image += batch.groups_per_image
+        self.damaged += batch.damaged
 
     def metrics(self, engine: Any, *, lr: float, peak_tflops: float | None) -> dict[str, float]:
         """The step's figures over all workers; every worker calls this once at the step's end."""
         step_s = time.perf_counter() - self.started_s
         tokens = sum(self.groups_per_image) * self.model.num_tokens
         macs = training_macs(self.model, self.groups_per_image)
-        once = [figure / self.sharing for figure in (self.loss, tokens, macs)]
+        once = [figure / self.sharing for figure in (self.loss, tokens, macs, len(self.damaged))]
         sums = self._reduce([*once, self.megapixels], dist.ReduceOp.SUM)
         worst = self._reduce([step_s, self.waited_s / step_s, self.peak_gb()], dist.ReduceOp.MAX)
-        loss, all_tokens, all_macs, megapixels = sums
+        loss, all_tokens, all_macs, damaged, megapixels = sums
         slowest_s, waited_share, peak_gb = worst
         metrics = {
             "loss": loss,
@@ -64,6 +67,7 @@ class Meter:
             "time/step_s": slowest_s,
             "time/data_wait_share": waited_share,
             "memory/peak_gb": peak_gb,
+            "damaged_images": damaged,
         }
         norm = engine.get_global_grad_norm()
         if norm is not None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,13 @@ class Log(Protocol):
         """Keep them."""
 
 
+class LogDamaged(Protocol):
+    """Takes the ids of images that were found damaged in one step."""
+
+    def __call__(self, ids: Sequence[str], *, step: int) -> None:
+        """Keep them."""
+
+
 POLL_S = 0.5
 TELL_S = 15.0
 
@@ -30,6 +37,8 @@ class StepRecord:
 
     step: int
     metrics: Mapping[str, float]
+    damaged: Sequence[str] = ()
+    """Ids of images that cannot be read; others stood in for them."""
 
 
 @ray.remote(num_cpus=0)
@@ -56,13 +65,23 @@ class Monitor:
     again.
     """
 
-    def __init__(self, *, total_steps: int, logged_steps: int, log: Log, console: Console) -> None:
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        logged_steps: int,
+        log: Log,
+        log_damaged: LogDamaged,
+        console: Console,
+    ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.inbox = Inbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self.last: StepRecord | None = None
         self._waiting: deque[StepRecord] = deque()
         self._logged_steps = logged_steps
         self._log = log
+        self._log_damaged = log_damaged
+        self._damaged: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._progress = Progress(
@@ -113,9 +132,21 @@ class Monitor:
             if record.step > self._logged_steps:
                 self._log(record.metrics, step=record.step)
                 self._logged_steps = record.step
+            self._tell_damaged(record)
             self.last = self._waiting.popleft()
         if self.last is not None and self.last.step != self._shown_step:
             self._show(self.last)
+
+    def _tell_damaged(self, record: StepRecord) -> None:
+        """What is new, and new only: an image comes back every epoch."""
+        new = sorted(set(record.damaged) - self._damaged)
+        if new:
+            self._log_damaged(new, step=record.step)
+            self._damaged.update(new)
+        for each in new:
+            self._progress.console.print(
+                f"step {record.step}: image {each!r} is damaged, another one stands in for it"
+            )
 
     def _show(self, record: StepRecord) -> None:
         figures = (

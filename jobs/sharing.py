@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from fit_model.crew import Crew
 from fit_model.parallel.config import ParallelConfig
+from fit_model.parallel.crew import GroupCrew
 from fit_model.parallel.shares import shares
 from pipeline.dataset import ImageRecord
 
@@ -53,6 +57,27 @@ class Seat:
 
 
 ALONE = Seat()
+
+
+def by_itself(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """What all workers of a set say, where it has one."""
+    return [numbers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What all workers of a set say, in order of their ranks; all of them ask at the same time."""
+
+    crew: Crew
+    device: torch.device
+
+    def __call__(self, numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Numbers of equal count from every worker."""
+        if not isinstance(self.crew, GroupCrew):
+            return by_itself(numbers)
+        mine = torch.tensor(numbers, device=self.device)
+        told = self.crew.links.gather(mine, of="images that cannot be read")
+        return [tuple(each) for each in told.tolist()]
 
 
 def require_shareable(parallel: ParallelConfig, *, num_workers: int, face: Any) -> None:

@@ -52,6 +52,7 @@ from jobs.tracking import Run, open_run
 from jobs.worker import Assignment, RecordConfig
 from jobs.workers import WorkersConfig, fit, require_workers
 from pipeline.dataset import Dataset, open_dataset
+from pipeline.ranges import ReadingConfig
 from pipeline.storage import Location
 
 
@@ -84,6 +85,7 @@ class TrainConfig:
     chosen before workers start, or the training refused; see `farreach plan`."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:
         if self.total_steps < 1:
@@ -196,6 +198,9 @@ def train(
         total_steps=config.total_steps,
         logged_steps=run.last_step("loss"),
         log=run.log_metrics,
+        log_damaged=lambda ids, *, step: run.log_json(
+            list(ids), f"damaged_images/step-{step:07d}.json"
+        ),
         console=console,
     )
     with monitor:
@@ -231,6 +236,7 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         parallel=config.parallel,
         total_steps=config.total_steps,
         record=config.record,
+        reading=config.reading,
         threads=config.workers.cpus_per_worker,
         inbox=inbox,
     )

@@ -1,7 +1,7 @@
 """The training loop of one worker: read a share of the batch, step the engine, measure, save."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fit_model.augment.config import AugmentConfig
 from fit_model.bounded.config import BoundedConfig
+from fit_model.crew import Crew
 from fit_model.model import ModelConfig
 from fit_model.models import build
 from fit_model.objective import PREFIX, Objective
@@ -36,9 +37,10 @@ from jobs.engine import (
 from jobs.meter import Meter
 from jobs.monitor import StepRecord
 from jobs.process_memory import keep_freed_blocks
-from jobs.sharing import Seat
+from jobs.sharing import Comparison, Seat
 from jobs.targets import read_labelled
 from pipeline.dataset import open_dataset
+from pipeline.ranges import ReadingConfig
 
 KEPT_RECORDS = 1000
 """Steps whose figures travel in a checkpoint; far more than the driver ever lags behind."""
@@ -75,6 +77,7 @@ class Assignment:
     parallel: ParallelConfig
     total_steps: int
     record: RecordConfig
+    reading: ReadingConfig
     threads: int
     inbox: Any
 
@@ -116,12 +119,11 @@ class Loop:
             face=task.model.face,
         )
         self.device = ray.train.torch.get_device()
+        self.feed = self.open_feed(crew := form_crew(task.parallel))
         # every worker draws the same initial weights
         torch.manual_seed(task.batch.seed)
         self.engine = build_engine(
-            Objective(build(task.model), bounded=task.bounded, crew=form_crew(task.parallel)).to(
-                self.device
-            ),
+            Objective(build(task.model), bounded=task.bounded, crew=crew).to(self.device),
             optimizer=task.optimizer,
             engine=task.engine,
             accumulation=task.batch.accumulation,
@@ -146,19 +148,23 @@ class Loop:
             if last or done % self.task.record.checkpoint_every_steps == 0:
                 self.save(done, last=last)
 
-    def batches(self) -> Iterator[Batch]:
-        """The worker's micro-batches from the first step that is still to do."""
-        dataset = open_dataset(self.task.dataset)
-        labelled = read_labelled(dataset, self.task.model.head, split=self.task.split)
-        feed = Feed(
+    def open_feed(self, crew: Crew) -> Feed:
+        """What this worker reads."""
+        dataset = open_dataset(self.task.dataset, reading=self.task.reading)
+        head = self.task.model.head
+        return Feed(
             dataset,
-            labelled=labelled,
-            head=self.task.model.head,
+            labelled=read_labelled(dataset, head, split=self.task.split),
+            head=head,
             config=self.task.batch,
             augment=self.task.augment,
             seat=self.seat,
+            compare=Comparison(crew=crew, device=self.device),
         )
-        return feed.stream(self.finished_steps, self.task.total_steps)
+
+    def batches(self) -> Iterator[Batch]:
+        """The worker's micro-batches from the first step that is still to do."""
+        return self.feed.stream(self.finished_steps, self.task.total_steps)
 
     def step(self, step: int, batches: Iterator[Batch]) -> None:
         """One optimizer step on one global batch, measured."""
@@ -178,9 +184,23 @@ class Loop:
                 batch = next(batches)
             meter.add(batch, self.backward(batch))
         metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
-        record = StepRecord(step=step + 1, metrics=metrics)
+        damaged = self.told_damaged(meter.damaged) if metrics["damaged_images"] else []
+        record = StepRecord(step=step + 1, metrics=metrics, damaged=damaged)
         self.recent.append(record)
         self.unsent.append(record)
+
+    def told_damaged(self, images: Sequence[int]) -> list[str]:
+        """Ids of the images that any worker found damaged; every worker calls it.
+
+        Fails, on all workers alike, when there are too many of them by now.
+        """
+        stand_ins = self.feed.stand_ins
+        flags = torch.zeros(len(stand_ins.ids), dtype=torch.int32, device=self.device)
+        flags[list(images)] = 1
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        found = flags.nonzero().flatten().tolist()
+        stand_ins.add(found)
+        return [stand_ins.ids[image] for image in found]
 
     def backward(self, batch: Batch) -> float:
         """Gradient of the weighted sum of this micro-batch's losses; gives that sum.

@@ -1,42 +1,71 @@
 """Open a stored dataset: its images, their groups, and whether it is intact.
 
 Local shards are memory-mapped and their pixels reach the caller without a copy; remote ones are
-read by one range an image and shard. Reading needs no file footer: images.parquet says where an
-image's record batches lie, and the format says what is in them.
+read by one range an image and shard, and kept on the node's disk where that is wanted. Reading
+needs no file footer: images.parquet says where an image's record batches lie, and the format says
+what is in them.
 """
 
 import hashlib
 import threading
-import zlib
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.extract import flat_bytes, group_hash
+from pipeline.cache import RangeCache
+from pipeline.extract import group_hash
+from pipeline.messages import (
+    COLUMNS,
+    MAX_METADATA_BYTES,
+    Kind,
+    Run,
+    StrangeBatchError,
+    read_run,
+)
+from pipeline.ranges import Ranges, ReadingConfig
 from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part, stored_table
-from pipeline.schema import INFO, PixelFormat, group_schema
+from pipeline.schema import INFO, PixelFormat
 from pipeline.storage import Location
 
-OPEN_MAPS = 128  # each holds a file descriptor, of which a process has about a thousand
-PLACE_COLUMNS = ("group", "row", "column", "valid_height_px", "valid_width_px", "crc32")
+OPEN_MAPS = 512  # each holds a file descriptor, of which a process has about a thousand
+Found = TypeVar("Found")
+NONE = np.empty(0, np.int64)
 
 
-def open_dataset(uri: str) -> "Dataset":
+class DamagedError(ValueError):
+    """What is stored of an image is not what was written."""
+
+    def __init__(self, line: str, *, image_id: str = "") -> None:
+        super().__init__(line)
+        self.image_id = image_id
+
+
+def open_dataset(uri: str, *, reading: ReadingConfig | None = None) -> "Dataset":
     """A finished dataset; ValueError for anything else."""
     place = Location.of(uri)
     if not place.child(INFO).exists():
         raise ValueError(f"{place}: not a finished dataset (no {INFO}); run farreach preprocess")
-    return Dataset(place, info=DatasetInfo.from_json(place.child(INFO).read_bytes(), of=str(place)))
+    info = DatasetInfo.from_json(place.child(INFO).read_bytes(), of=str(place))
+    return Dataset(place, info=info, reading=reading)
 
 
 class Dataset:
     """Images and their patch groups; safe to read from several threads."""
 
-    def __init__(self, place: Location, *, info: DatasetInfo) -> None:
+    def __init__(
+        self, place: Location, *, info: DatasetInfo, reading: ReadingConfig | None = None
+    ) -> None:
+        reading = reading or ReadingConfig()
         self.place = place
         self.info = info
+        self._ranges = None if place.is_local else Ranges(reading)
+        self._pool = None if place.is_local else ThreadPoolExecutor(reading.in_flight, "images")
+        self._cache = RangeCache(reading.cache) if reading.cache and self._ranges else None
         self._records = [ImageRecord.from_row(row) for row in self._table("images").to_pylist()]
         self._maps: OrderedDict[str, pa.Buffer] = OrderedDict()
         self._lock = threading.Lock()
@@ -68,27 +97,27 @@ class Dataset:
     ) -> ImageGroups:
         """The image's stored groups, or a run of them; `groups` counts stored ones (step 1).
 
+        What is damaged is read once more, past the cache.
+
         Cost: one range a part, no copy of local pixels; the checksum reads each byte once.
+
+        Raises:
+            DamagedError: it is damaged all the same.
+            TimeoutError: the store has not answered for reading.patience_s.
         """
         start, stop, step = (groups or slice(None)).indices(len(record.groups))
         if step != 1:
             raise ValueError(f"groups {groups}: only neighbours can be read, so step must be 1")
-        schema = group_schema(
-            side_px=self.info.group_side_px, bands=record.bands, dtype=record.dtype
-        )
-        pixels: list[np.ndarray] = []
-        places: list[list[int]] = []
-        before = 0
-        for part in record.parts:
-            first = max(start - before, 0)
-            last = min(stop - before, part.num_batches)
-            before += part.num_batches
-            if first < last:
-                self._read_part(part, first, last, schema=schema, pixels=pixels, places=places)
-        columns = np.array(places, np.int64).reshape(-1, len(PLACE_COLUMNS))
-        found = ImageGroups(pixels=pixels, **dict(zip(PLACE_COLUMNS, columns.T, strict=True)))
-        self._check(record, found, expected=record.groups[start:stop], checksums=check)
-        return found
+        chosen = slice(start, stop)
+        try:
+            return self._read(record, chosen, check=check, fresh=False)
+        except DamagedError:
+            return self._read(record, chosen, check=check, fresh=True)
+
+    def at_once(self, read: Callable[..., Found], *of: Iterable[Any]) -> list[Found]:
+        """What `read` gives for each of these, in order; from afar, several are read at a time."""
+        each = map if self._pool is None else self._pool.map
+        return list(each(read, *of))
 
     def verify(self) -> list[str]:
         """Everything that is wrong with the stored data, a line each; none when intact."""
@@ -107,41 +136,65 @@ class Dataset:
                 problems.append(f"{self.place}: image {record.image_id!r} has other content")
         return problems
 
-    def _read_part(
-        self,
-        part: Part,
-        first: int,
-        last: int,
-        *,
-        schema: pa.Schema,
-        pixels: list[np.ndarray],
-        places: list[list[int]],
-    ) -> None:
-        """Decode batches first .. last of a part from one range of bytes."""
-        size = part.num_bytes // part.num_batches
-        content = self._bytes(part.shard, part.start_byte + first * size, (last - first) * size)
-        for place in range(last - first):
-            message = content.slice(place * size, size)
-            try:
-                batch = pa.ipc.read_record_batch(pa.ipc.read_message(message), schema)
-                batch.validate()
-                pixels.append(batch.column("pixels").to_numpy_ndarray()[0])
-                places.append([batch.column(name)[0].as_py() for name in PLACE_COLUMNS])
-            except (pa.ArrowException, OSError, IndexError, EOFError) as error:
-                raise ValueError(
-                    f"{self.place.child(part.shard)}: batch {part.first_batch + first + place} "
-                    f"is damaged; preprocess again"
-                ) from error
+    def _read(self, record: ImageRecord, chosen: slice, *, check: bool, fresh: bool) -> ImageGroups:
+        kind = Kind(side_px=self.info.group_side_px, bands=record.bands, dtype=record.dtype)
+        runs: list[Run] = []
+        before = 0
+        for part in record.parts:
+            first = max(chosen.start - before, 0)
+            last = min(chosen.stop - before, part.num_batches)
+            before += part.num_batches
+            if first < last:
+                runs.append(self._run(record, part, first, last, kind=kind, fresh=fresh))
+        columns = {
+            name: np.concatenate([NONE, *(run.columns[name] for run in runs)]) for name in COLUMNS
+        }
+        found = ImageGroups(pixels=[square for run in runs for square in run.pixels], **columns)
+        self._require_places(record, found, np.array(record.groups[chosen], np.int64))
+        damaged = np.concatenate([NONE, *(run.damaged() for run in runs if check)])
+        if damaged.any():
+            raise DamagedError(
+                f"{self.place}: group {found.group[damaged.argmax()]} of image "
+                f"{record.image_id!r} is damaged (checksum); preprocess again",
+                image_id=record.image_id,
+            )
+        return found
 
-    def _bytes(self, shard: str, start: int, size: int) -> pa.Buffer:
-        if self.place.is_local:
+    def _run(
+        self, record: ImageRecord, part: Part, first: int, last: int, *, kind: Kind, fresh: bool
+    ) -> Run:
+        """Batches first .. last of a part from one range of bytes."""
+        size = part.num_bytes // part.num_batches
+        if not kind.num_bytes < size <= kind.num_bytes + MAX_METADATA_BYTES:
+            raise DamagedError(
+                f"{self.place}: image {record.image_id!r} claims {size} bytes a group, and its "
+                f"pixels take {kind.num_bytes}; preprocess again",
+                image_id=record.image_id,
+            )
+        start, num_bytes = part.start_byte + first * size, (last - first) * size
+        content = self._bytes(part.shard, start, num_bytes, fresh=fresh)
+        shard = self.place.child(part.shard)
+        if content.size < num_bytes:
+            raise DamagedError(f"{shard}: is cut short; preprocess again", image_id=record.image_id)
+        try:
+            return read_run(content, count=last - first, kind=kind)
+        except StrangeBatchError as error:
+            raise DamagedError(
+                f"{shard}: batch {part.first_batch + first + error.place} is damaged "
+                f"({error}); preprocess again",
+                image_id=record.image_id,
+            ) from error
+
+    def _bytes(self, shard: str, start: int, size: int, *, fresh: bool) -> pa.Buffer:
+        """A range of a shard; shorter where the shard is."""
+        if self._ranges is None:
             whole = self._map(shard)
-            content = whole.slice(min(start, whole.size))[:size]
-        else:
-            content = pa.py_buffer(self.place.child(shard).read_range(start, size))
-        if content.size < size:
-            raise ValueError(f"{self.place.child(shard)}: is cut short; preprocess again")
-        return content
+            return whole.slice(min(start, whole.size))[:size]
+        fetch = partial(self._ranges.read, self.place.child(shard), start, size)
+        if self._cache is None:
+            return fetch()
+        key = (str(self.place), self.info.digest, shard, start, size)
+        return self._cache.read(key, size, fetch, fresh=fresh)
 
     def _map(self, shard: str) -> pa.Buffer:
         """The whole shard as a buffer over the memory map; views keep theirs alive."""
@@ -157,19 +210,29 @@ class Dataset:
             self._maps.move_to_end(shard)
             return self._maps[shard]
 
-    def _check(
-        self, record: ImageRecord, found: ImageGroups, *, expected: tuple[int, ...], checksums: bool
+    def _require_places(
+        self, record: ImageRecord, found: ImageGroups, expected: np.ndarray
     ) -> None:
-        if tuple(found.group.tolist()) != expected:
-            raise ValueError(f"{self.place}: image {record.image_id!r} has lost groups")
-        if not checksums:
-            return
-        for group, square, stored in zip(found.group, found.pixels, found.crc32, strict=True):
-            if zlib.crc32(flat_bytes(square)) != stored:
-                raise ValueError(
-                    f"{self.place}: group {group} of image {record.image_id!r} is damaged "
-                    f"(checksum); preprocess again"
-                )
+        """What a group says of its place follows from its number."""
+        if not np.array_equal(found.group, expected):
+            raise DamagedError(
+                f"{self.place}: image {record.image_id!r} has lost groups; preprocess again",
+                image_id=record.image_id,
+            )
+        side = self.info.group_side_px
+        row, column = np.divmod(expected, record.grid_columns)
+        right = (
+            (found.row == row)
+            & (found.column == column)
+            & (found.valid_height_px == np.minimum(side, record.height_px - row * side))
+            & (found.valid_width_px == np.minimum(side, record.width_px - column * side))
+        )
+        if not right.all():
+            raise DamagedError(
+                f"{self.place}: group {expected[right.argmin()]} of image {record.image_id!r} is "
+                f"damaged (place); preprocess again",
+                image_id=record.image_id,
+            )
 
     def _table(self, kind: str) -> pa.Table:
         return stored_table(self.place, self.info, kind)

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
+from aiohttp import ClientError as HttpError
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  # type: ignore[import-untyped]
 
 SCHEMES = ("file", "s3")
@@ -79,7 +80,12 @@ class Location:
     def read_range(self, start: int, size: int) -> bytes:
         """One ranged read; shorter only where the file is."""
         with explained(self):
-            return self.filesystem.cat_file(self.path, start=start, end=start + size)
+            try:
+                return self.filesystem.cat_file(self.path, start=start, end=start + size)
+            except OSError as error:
+                if _begins_behind_the_end(error):
+                    return b""
+                raise
 
     def size(self) -> int:
         """Bytes."""
@@ -229,12 +235,18 @@ def explained(place: Location) -> Iterator[None]:
     except (PermissionError, NoCredentialsError) as error:
         remedy = "check its permissions" if place.is_local else "check the AWS_* environment"
         raise PermissionError(f"{place}: access refused ({_line(error)}): {remedy}") from error
-    except (ClientError, BotoCoreError) as error:
+    except (ClientError, BotoCoreError, HttpError) as error:
         raise ConnectionError(f"{place}: {_line(error)}") from error
     except OSError as error:
         if place.is_local:
             raise
         raise ConnectionError(f"{place}: {_line(error)}") from error
+
+
+def _begins_behind_the_end(error: OSError) -> bool:
+    """Whether a store refused a range for this reason; local files just give nothing."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return response.get("Error", {}).get("Code") in ("InvalidRange", "416")
 
 
 def _line(error: BaseException) -> str:

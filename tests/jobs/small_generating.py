@@ -21,8 +21,7 @@ from jobs.workers import WorkersConfig
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.dataset import Dataset, ImageRecord, open_dataset
 from pipeline.flow import preprocess
-from pipeline.order import global_batch
-from tests.jobs.small_training import OPTIMIZER, learning_rate
+from tests.jobs.small_training import OPTIMIZER, learning_rate, order_of
 from tests.pipeline.scenes import in_process, write_raster
 
 SIDE_PX, LEVELS = 8, 17
@@ -102,13 +101,7 @@ def plain_losses(config: TrainConfig) -> tuple[list[float], Model]:
     for step in range(config.total_steps):
         for group in adamw.param_groups:
             group["lr"] = learning_rate(step, config.total_steps)
-        chosen = global_batch(
-            step,
-            digest=dataset.info.digest,
-            seed=config.batch.seed,
-            num_images=len(records),
-            batch_images=config.batch.images_per_step,
-        )
+        chosen = order_of(dataset, records, config.batch).batch(step)
         adamw.zero_grad()
         losses = [image_loss(model, dataset, records[i], config, step, int(i)) for i in chosen]
         loss = torch.stack(losses).mean()

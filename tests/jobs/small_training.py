@@ -1,6 +1,7 @@
 """A dataset and a model small enough to train in seconds, and the same training in plain torch."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from jobs.workers import WorkersConfig
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.dataset import Dataset, ImageRecord
 from pipeline.flow import preprocess
-from pipeline.order import global_batch
+from pipeline.order import Order
 from tests.pipeline.scenes import in_process, noise, write_raster
 
 SIDE_PX, NODATA = 16, 0
@@ -124,14 +125,8 @@ class Plain:
 
     def images(self, step: int) -> list[ImageRecord]:
         records = [each for each in self.dataset.images("train") if each.groups]
-        chosen = global_batch(
-            step,
-            digest=self.dataset.info.digest,
-            seed=self.config.batch.seed,
-            num_images=len(records),
-            batch_images=self.config.batch.images_per_step,
-        )
-        return [records[index] for index in chosen]
+        order = order_of(self.dataset, records, self.config.batch)
+        return [records[index] for index in order.batch(step)]
 
     def loss(self, model: Model, record: ImageRecord) -> torch.Tensor:
         outputs = model(one_image(self.dataset, record))
@@ -142,6 +137,17 @@ class Plain:
             return ((outputs - (truth - mean) / std) ** 2).mean()
         truth = torch.tensor([head.classes.index(record.labels["kind"])])
         return torch.nn.functional.cross_entropy(outputs, truth)
+
+
+def order_of(dataset: Dataset, records: Sequence[ImageRecord], batch: BatchConfig) -> Order:
+    """Which of the records each step sees."""
+    return Order(
+        digest=dataset.info.digest,
+        seed=batch.seed,
+        groups=[len(record.groups) for record in records],
+        batch_images=batch.images_per_step,
+        balance_steps=batch.balance_steps,
+    )
 
 
 def one_image(dataset: Dataset, record: ImageRecord) -> GroupBatch:

@@ -16,7 +16,6 @@ from jobs.sharing import Seat
 from jobs.targets import GenerateTarget, read_labelled
 from jobs.train import TrainConfig, model_config
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.order import global_batch
 from tests.jobs import small_generating
 from tests.jobs.small_training import SIDE_PX, train_config, write_dataset, write_images
 
@@ -75,14 +74,14 @@ def alone(batch: GroupBatch, image: int) -> GroupBatch:
 @pytest.mark.parametrize("num_workers", [2, 3])
 def test_images_look_the_same_on_any_number_of_workers(dataset, num_workers):
     for step in (0, 1, 2):
-        whole = read(dataset, step)
+        whole, images = read(dataset, step), feed(dataset).share(step, 0).images
         for worker in range(num_workers):
-            mine = read(dataset, step, set=worker, num_sets=num_workers)
-            if float(mine.weights.sum()) == 0.0:
-                continue
-            for place in range(mine.groups.num_images):
-                number = worker + place * num_workers
-                assert same(alone(mine.groups, place), alone(whole.groups, number))
+            source = feed(dataset, set=worker, num_sets=num_workers)
+            share = source.share(step, 0)
+            mine = source.read(share)
+            for place, image in enumerate(share.images):
+                expected = alone(whole.groups, images.index(image))
+                assert same(alone(mine.groups, place), expected)
 
 
 @pytest.mark.parametrize("unit", ["groups", "rows"])
@@ -122,15 +121,9 @@ def test_an_image_looks_different_in_every_epoch(dataset):
     source = feed(dataset)
     looks = []
     for step in range(12):
-        images = global_batch(
-            step,
-            digest=dataset.info.digest,
-            seed=source.config.seed,
-            num_images=len(source.labelled.records),
-            batch_images=source.config.images_per_step,
-        ).tolist()
-        if 1 in images:
-            groups = alone(source.read(source.share(step, 0)).groups, images.index(1))
+        share = source.share(step, 0)
+        if 1 in share.images:
+            groups = alone(source.read(share).groups, share.images.index(1))
             looks.append(groups.colours.brightness.item())
     assert len(looks) == len(set(looks)) >= 6
 

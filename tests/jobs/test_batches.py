@@ -10,8 +10,7 @@ from jobs.batches import BatchConfig, Feed, read_groups
 from jobs.sharing import Seat
 from jobs.targets import ClassifyTarget, Labelled, head_config, read_labelled
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.order import global_batch
-from tests.jobs.small_training import NODATA, SIDE_PX, TRAINING_IMAGES, one_image
+from tests.jobs.small_training import NODATA, SIDE_PX, TRAINING_IMAGES, one_image, order_of
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +74,8 @@ def test_all_shares_together_are_the_global_batch_and_weigh_one(
             for number, weight in zip(batch.targets, batch.weights, strict=True)
             if weight > 0
         ]
-        expected = global_batch(
-            step,
-            digest=dataset.info.digest,
-            seed=0,
-            num_images=TRAINING_IMAGES,
-            batch_images=images_per_step,
-        )
+        config = BatchConfig(images_per_step=images_per_step)
+        expected = order_of(dataset, labelled.records, config).batch(step)
         assert sorted(seen) == sorted(expected)
         weights = torch.cat([batch.weights for batch in batches])
         assert float(weights.sum()) == pytest.approx(1)
@@ -158,6 +152,8 @@ def test_a_missing_corner_leaves_its_place_in_the_grid_empty(dataset, labelled):
         ({"images_per_step": 0}, "batch.images_per_step 0"),
         ({"accumulation": 0}, "batch.accumulation 0"),
         ({"seed": -1}, "batch.seed -1"),
+        ({"balance_steps": 0}, "batch.balance_steps 0"),
+        ({"max_damaged_share": 1.0}, "batch.max_damaged_share 1.0"),
     ],
 )
 def test_a_batch_of_nothing_is_refused(change, says):

@@ -140,22 +140,49 @@ def test_a_server_that_is_down_is_a_fault_of_the_machine(trained, tmp_path, monk
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_damaged_shard_ends_training_with_its_image(trained, store, tmp_path, capsys):
-    folder = tmp_path / "damaged"
-    shutil.copytree(trained.config.dataset, folder)
-    dataset = open_dataset(str(folder))
-    record = next(each for each in dataset.images("train") if each.groups)
-    part = record.parts[0]
-    first = dataset.read(record).pixels[0].tobytes()
-    shard = folder / part.shard
+def damaged_copy(dataset: str, folder: Path) -> str:
+    """Flip a byte in the pixels of one image of the training split; gives the image's id."""
+    shutil.copytree(dataset, folder)
+    stored = open_dataset(str(folder))
+    record = next(each for each in stored.images("train") if each.groups)
+    first = stored.read(record).pixels[0].tobytes()
+    shard = folder / record.parts[0].shard
     content = bytearray(shard.read_bytes())
     content[content.index(first[:64]) + 5] ^= 0xFF
     shard.write_bytes(content)
+    return record.image_id
+
+
+def test_a_damaged_shard_ends_training_with_its_image(trained, store, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    image_id = damaged_copy(trained.config.dataset, folder)
     config = replace(
         trained.config, dataset=str(folder), storage_path=str(tmp_path / "runs"), total_steps=3
     )
     code, line = refusal(config, capsys)
-    assert code == 2
-    assert f"of image {record.image_id!r} is damaged (checksum); preprocess again" in line
+    assert code == 1
+    assert f"images cannot be read ({image_id!r})" in line
+    assert "batch.max_damaged_share allows 0: preprocess them again" in line
     with pytest.raises(ValueError, match="no model 'tiny'"):
         registry.show("tiny")
+
+
+def test_a_damaged_image_is_replaced_counted_and_named_in_the_run(trained, store, tmp_path):
+    image_id = damaged_copy(trained.config.dataset, tmp_path / "damaged")
+    config = replace(
+        trained.config,
+        dataset=str(tmp_path / "damaged"),
+        storage_path=str(tmp_path / "runs"),
+        batch=replace(trained.config.batch, max_damaged_share=0.2),
+        total_steps=2,  # an epoch
+        register_as=None,
+    )
+    result = main(config)
+    history = mlflow.MlflowClient().get_metric_history(result.run_id, "damaged_images")
+    assert sorted(point.value for point in history) == [0.0, 1.0]
+    (step,) = [point.step for point in history if point.value]
+    (file,) = mlflow.artifacts.list_artifacts(run_id=result.run_id, artifact_path="damaged_images")
+    assert file.path == f"damaged_images/step-{step:07d}.json"
+    assert json.loads(mlflow.artifacts.load_text(f"runs:/{result.run_id}/{file.path}")) == [
+        image_id
+    ]

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import rasterio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.config import GroupingConfig, PreprocessConfig
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import DamagedError, Dataset, open_dataset
 from pipeline.flow import preprocess
+from pipeline.messages import Kind, StrangeBatchError, read_run
 from pipeline.records import ImageGroups, ImageRecord, Part
 from tests.pipeline.scenes import in_process, noise, write_raster
 
@@ -122,6 +126,86 @@ def test_a_flipped_bit_a_short_shard_and_another_table_are_noticed(copied: Path)
         table.write(b"more")
     with pytest.raises(ValueError, match=r"images-.*parquet is damaged"):
         open_dataset(str(copied))
+
+
+def test_any_byte_of_a_group_that_is_damaged_is_noticed_and_names_its_image(
+    dataset: Dataset, copied: Path
+) -> None:
+    record = dataset.images()[0]
+    (part,) = record.parts
+    shard, good = copied / part.shard, dataset.read(record)
+    whole, size = shard.read_bytes(), part.num_bytes // part.num_batches
+    noticed: list[DamagedError] = []
+    unnoticed: list[ImageGroups] = []
+    for place in range(0, size, 7):
+        at = part.start_byte + (place % part.num_batches) * size + place
+        shard.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            unnoticed.append(open_dataset(str(copied)).read(record))
+        except DamagedError as error:
+            noticed.append(error)
+            continue
+        # padding, or the name of the image, which nothing reads
+        for name in ("group", "row", "column", "valid_height_px", "valid_width_px", "crc32"):
+            assert np.array_equal(getattr(unnoticed[-1], name), getattr(good, name))
+        assert all(map(np.array_equal, unnoticed[-1].pixels, good.pixels))
+    assert len(noticed) > 10 * len(unnoticed)
+    assert {error.image_id for error in noticed} == {record.image_id}
+    assert all(str(error).endswith("preprocess again") for error in noticed)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_bytes_that_pretend_to_be_groups_are_refused_or_read_within_bounds(
+    dataset: Dataset, data: st.DataObject
+) -> None:
+    record = dataset.images()[0]
+    (part,) = record.parts
+    kind = Kind(side_px=32, bands=3, dtype="uint8")
+    size = part.num_bytes // part.num_batches
+    content = bytearray(dataset._map(part.shard)[part.start_byte :][: 2 * size])
+    metadata = int.from_bytes(content[4:8], "little")
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, metadata))
+        value = data.draw(st.integers(0, 255))
+        content[at] = content[size + at] = value  # alike in both messages
+    held = pa.py_buffer(bytes(content))
+    try:
+        run = read_run(held, count=2, kind=kind)
+    except StrangeBatchError:
+        return
+    assert run.pixels.shape == (2, 32, 32, 3)
+    for array in (run.pixels, *run.columns.values()):
+        first = array.ctypes.data - held.address
+        last = first + size + array[1].nbytes
+        assert 0 <= first < last <= held.size
+
+
+@pytest.mark.parametrize("num_bytes", [0, 8, 32 * 32 * 3, 10**15])
+def test_a_part_that_claims_another_size_than_its_pixels_have_is_refused_unread(
+    dataset: Dataset, num_bytes: int
+) -> None:
+    record = dataset.images()[0]
+    (part,) = record.parts
+    claims = replace(part, num_bytes=num_bytes * part.num_batches)
+    with pytest.raises(DamagedError, match=f"claims {num_bytes} bytes a group") as caught:
+        dataset.read(replace(record, parts=(claims,)))
+    assert caught.value.image_id == record.image_id
+
+
+def test_groups_are_read_as_arrow_reads_them(dataset: Dataset) -> None:
+    for record in dataset.images():
+        (part,) = record.parts
+        found = dataset.read(record)
+        with pa.memory_map(dataset.place.child(part.shard).path) as source:
+            file = pa.ipc.open_file(source)
+            batches = [file.get_batch(part.first_batch + n) for n in range(part.num_batches)]
+        for name in ("group", "row", "column", "valid_height_px", "valid_width_px", "crc32"):
+            values = [batch[name][0].as_py() for batch in batches]
+            assert getattr(found, name).tolist() == values
+        for batch, square in zip(batches, found.pixels, strict=True):
+            assert np.array_equal(batch["pixels"].to_numpy_ndarray()[0], square)
+            assert batch["crc32"][0].as_py() == zlib.crc32(square.tobytes())
 
 
 @pytest.mark.parametrize(

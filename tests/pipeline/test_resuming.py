@@ -326,7 +326,7 @@ def test_append_is_refused_with_other_settings_and_without_labels(
     append = replace(config, if_exists="append")
     preprocess(append, run_stage=in_process)  # to nothing
     others: dict[str, Any] = {
-        "grouping.level 1, was 0": {"grouping": GroupingConfig(group_side_px=64, level=1)},
+        "grouping.level 1, was": {"grouping": GroupingConfig(group_side_px=64, level=1)},
         "background.leave_out": {"background": BackgroundConfig(leave_out=())},
     }
     for says, settings in others.items():

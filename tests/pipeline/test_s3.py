@@ -1,20 +1,27 @@
 """The same road over S3: sources, labels and output behind a real HTTP endpoint."""
 
+import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import requests
 import s3fs
+from aiohttp import ClientPayloadError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
+from pipeline.cache import CacheConfig
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig, PreprocessConfig
-from pipeline.dataset import Dataset, open_dataset
+from pipeline.dataset import DamagedError, Dataset, open_dataset
 from pipeline.flow import preprocess
 from pipeline.plan import ShardNames, plan_shards, probe_images, store_tasks
+from pipeline.ranges import Ranges, ReadingConfig
 from pipeline.readers.open import open_image
 from pipeline.readers.protocol import SourceError
 from pipeline.sources import find_images
+from pipeline.storage import Location
 from pipeline.store import store_shards
 from tests.pipeline.scenes import in_process
 
@@ -57,6 +64,86 @@ def test_groups_of_an_image_come_in_one_ranged_read_a_part(
     assert "GET" in sent[0]
     assert " 206 " in sent[0]  # partial content
     assert some.group.tolist() == list(record.groups[2:5])
+
+
+def test_a_large_range_comes_in_pieces_and_a_file_that_ends_early_gives_what_it_has(
+    s3: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.ranges.PIECE_BYTES", 1000)
+    whole = np.random.default_rng(0).bytes(10_000)
+    s3.pipe_file("scans/blob", whole)
+    ranges, place = Ranges(ReadingConfig(in_flight=3)), Location.of("s3://scans/blob")
+    for start, size in [(0, 10_000), (1, 999), (17, 2345), (9_000, 1000), (0, 0)]:
+        assert ranges.read(place, start, size).to_pybytes() == whole[start : start + size]
+    assert ranges.read(place, 8_500, 4000).to_pybytes() == whole[8_500:]
+    assert ranges.read(place, 8_000, 4000).to_pybytes() == whole[8_000:]
+    assert ranges.read(place, 12_000, 10).to_pybytes() == b""
+    with pytest.raises(FileNotFoundError, match="s3://scans/none: not found"):
+        ranges.read(Location.of("s3://scans/none"), 0, 4000)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ConnectionError("refused"),
+        TimeoutError("too slow"),
+        ClientPayloadError("the body came short"),
+        EndpointConnectionError(endpoint_url="http://store"),
+        ClientError({"Error": {"Code": "503", "Message": "SlowDown"}}, "GetObject"),
+        OSError(errno.EBUSY, "reduce your request rate"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_store_that_is_away_is_asked_again_with_growing_pauses_until_patience_ends(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, pauses, answers = [0.0], [], iter([fault] * 6)
+
+    def ask(*_: object, **__: object) -> bytes:
+        for answer in answers:
+            raise answer
+        return b"here"
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        clock[0] += seconds
+
+    store = SimpleNamespace(cat_file=ask)
+    monkeypatch.setattr(Location, "filesystem", store)
+    monkeypatch.setattr(
+        "pipeline.ranges.time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pause)
+    )
+    monkeypatch.setattr("pipeline.ranges.random.uniform", lambda least, most: most)
+    place = Location.of("s3://scans/blob")
+    assert Ranges(ReadingConfig()).read(place, 0, 4).to_pybytes() == b"here"
+    assert pauses == [0.1 * 2**attempt for attempt in range(6)]
+    answers = iter(lambda: fault, None)
+    said = r"^s3://scans/blob: .*; tried for 5 s \(reading\.patience_s\)$"
+    with pytest.raises(TimeoutError, match=said):
+        Ranges(ReadingConfig(patience_s=5)).read(place, 0, 4)
+    answers = iter([PermissionError("no")])
+    with pytest.raises(PermissionError, match="access refused"):
+        Ranges(ReadingConfig()).read(place, 0, 4)
+
+
+def test_what_was_damaged_on_the_way_into_the_cache_is_read_again_past_it(
+    s3: s3fs.S3FileSystem, scans: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    s3.put(f"{dataset.place.path}/", "scans/cached/", recursive=True)
+    cache = CacheConfig(folder=str(tmp_path), limit_gb=1)
+    remote = open_dataset("s3://scans/cached", reading=ReadingConfig(cache=cache))
+    record = remote.images()[0]
+    shard = f"scans/cached/{record.parts[0].shard}"
+    whole = s3.cat_file(shard)
+    s3.pipe_file(shard, bytes(len(whole)))
+    with pytest.raises(DamagedError, match="is damaged") as caught:
+        remote.read(record)
+    assert caught.value.image_id == record.image_id
+    s3.pipe_file(shard, whole)  # the cache holds zeros
+    expected = dataset.read(record).pixels
+    assert all(map(np.array_equal, remote.read(record).pixels, expected))
+    s3.rm(shard)  # now it holds the image
+    assert all(map(np.array_equal, remote.read(record).pixels, expected))
 
 
 def test_a_slide_on_s3_is_copied_read_and_the_copy_removed(
