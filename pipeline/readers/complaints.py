@@ -14,29 +14,41 @@ DECODERS = ("JPEGLib:",)
 
 
 class _Listener(logging.Handler):
-    """Keeps what decoders say in this thread."""
+    """Keeps what decoders say, for the thread in which they say it."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.heard: list[str] = []
-        self._thread = threading.get_ident()
+        self.of_thread = threading.local()
 
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
-        if record.thread == self._thread and any(name in said for name in DECODERS):
-            self.heard.append(said.partition(":")[2])
+        heard = getattr(self.of_thread, "heard", None)
+        if heard is not None and any(name in said for name in DECODERS):
+            heard.append(said.partition(":")[2])
+
+
+_LISTENER = _Listener()
 
 
 @contextmanager
 def complaints() -> Iterator[list[str]]:
-    """What decoders complain of inside the block, as it comes."""
+    """What decoders complain of inside the block, as it comes.
+
+    The handler stays, and the level is left alone where it can be: every change makes all loggers
+    of the process forget what they know, which costs as much as decoding a small group.
+    """
     log = logging.getLogger("rasterio._err")
-    listener, level = _Listener(), log.level
-    if not log.isEnabledFor(logging.WARNING):
+    if _LISTENER not in log.handlers:
+        log.addHandler(_LISTENER)
+    level = log.level
+    muted = not log.isEnabledFor(logging.WARNING)
+    if muted:
         log.setLevel(logging.WARNING)
-    log.addHandler(listener)
+    heard: list[str] = []
+    _LISTENER.of_thread.heard = heard
     try:
-        yield listener.heard
+        yield heard
     finally:
-        log.removeHandler(listener)
-        log.setLevel(level)
+        _LISTENER.of_thread.heard = None
+        if muted:
+            log.setLevel(level)
