@@ -15,10 +15,13 @@ from openslide import OpenSlideError
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from pipeline.config import LimitsConfig
+from pipeline.config import GroupingConfig, LimitsConfig, PreprocessConfig
+from pipeline.dataset import open_dataset
+from pipeline.flow import preprocess
 from pipeline.grid import Grid
 from pipeline.sources import find_images
 from tests.pipeline.hostile import KINDS, SIDE_PX, Outcome, outcome, picture, write
+from tests.pipeline.scenes import in_process, noise, write_raster
 
 pytestmark = pytest.mark.filterwarnings(
     f"ignore::{NotGeoreferencedWarning.__module__}.NotGeoreferencedWarning"
@@ -223,3 +226,26 @@ def test_a_name_that_is_no_text_is_refused_with_a_line(tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match=r"'bad\\udcff' cannot be an image's id"):
         find_images(str(tmp_path))
+
+
+def test_nan_and_infinite_pixels_are_stored_as_they_are_and_stay_out_of_the_statistics(
+    tmp_path: Path,
+) -> None:
+    pixels = noise(100, 90, 2, dtype="float32")
+    pixels[::3] = np.nan
+    pixels[1::7, :, 0] = np.inf
+    pixels[2::5, :, 1] = -np.inf
+    path = write_raster(tmp_path / "in" / "a.tif", pixels)
+    found = outcome(path, tmp_path / "out").groups
+    assert np.array_equal(found[0], pixels[:64, :64], equal_nan=True)
+    config = PreprocessConfig(
+        sources=str(tmp_path / "in"),
+        output=str(tmp_path / "dataset"),
+        grouping=GroupingConfig(group_side_px=64),
+    )
+    preprocess(config, run_stage=in_process)
+    (kept,) = open_dataset(config.output).info.formats
+    for band in (0, 1):
+        values = pixels[..., band][np.isfinite(pixels[..., band])].astype("float64")
+        assert kept.band_mean[band] == pytest.approx(values.mean(), rel=1e-9)
+        assert kept.band_std[band] == pytest.approx(values.std(), rel=1e-9)
