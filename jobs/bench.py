@@ -5,6 +5,7 @@ Example  farreach bench decoding width=128
          farreach bench digits output=digits
          farreach bench memory output=memory
          farreach bench scaling workers='[1, 2]'
+         farreach bench ingest output=ingest
 """
 
 from importlib import import_module
@@ -29,6 +30,7 @@ CONFIG_CLASSES = {
     "digits": "DigitsBench",
     "memory": "MemoryBench",
     "scaling": "ScalingBench",
+    "ingest": "IngestBench",
 }
 
 
@@ -91,6 +93,16 @@ def scaling(settings: Settings = None, debug: Debug = False) -> None:
     `farreach settings bench scaling` lists its settings.
     """
     run("scaling", settings, debug=debug)
+
+
+@app.command()
+def ingest(settings: Settings = None, debug: Debug = False) -> None:
+    """Reading an epoch, beside raw bytes and four other readers.
+
+    Writes tables, a picture and JSON into a folder, and keeps what is read in another.
+    `farreach settings bench ingest` lists its settings.
+    """
+    run("ingest", settings, debug=debug)
 
 
 if __name__ == "__main__":
