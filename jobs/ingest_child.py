@@ -5,6 +5,7 @@ Run      PYTHON -m jobs.ingest_child TASK ANSWER; both are JSON files, in any en
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from typing import Any
 
 from jobs.ingest_epochs import Source, Timed, timed
 from jobs.ingest_systems import SYSTEMS, System
+
+MOST = 200
+"""Characters of an error that a table can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,13 @@ def forget(folder: Path) -> None:
         os.close(handle)
 
 
+def cause(error: Exception) -> str:
+    """One line; torch hands on what its workers raise as the text of a traceback."""
+    told = re.findall(r"^\w+Error: .+", str(error), re.MULTILINE)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return (told or [f"{type(error).__name__}: {first}"])[-1][:MOST]
+
+
 ACTIONS: dict[str, Callable[[System, Source], Timed | None]] = {
     "write": write,
     "warm": warm,
@@ -80,8 +91,7 @@ def main(task: Path, answer: Path) -> None:
         said: dict[str, Any] = {"found": None if found is None else asdict(found)}
     except Exception as error:
         traceback.print_exc()
-        words = " ".join(str(error).split()) or type(error).__name__
-        said = {"failed": f"{type(error).__name__}: {words}"}
+        said = {"failed": cause(error)}
     answer.write_text(json.dumps(said), encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 import rasterio
-from rasterio.transform import from_origin
+from affine import Affine
 
 from fit_model import checks
 from pipeline.config import GroupingConfig, PreprocessConfig
@@ -71,7 +71,7 @@ def write_scene(path: Path, config: ScenesConfig, *, seed: int) -> None:
     side, bands = config.side_px, config.bands
     pixels = np.frombuffer(np.random.default_rng(seed).bytes(bands * side * side), np.uint8)
     profile = {"dtype": "uint8", "tiled": True, "blockxsize": 512, "blockysize": 512}
-    profile |= {"crs": "EPSG:32633", "transform": from_origin(500_000, 5_800_000, 0.5, 0.5)}
+    profile |= {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 500_000, 0, -0.5, 5_800_000)}
     with rasterio.open(
         path, "w", driver="GTiff", height=side, width=side, count=bands, **profile
     ) as target:

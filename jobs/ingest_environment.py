@@ -30,14 +30,14 @@ def python_of_others(folder: Path) -> Path | LeftOut:
         failed = run(command)
         if failed:
             return LeftOut(why=f"its environment cannot be made: {failed}")
-    below = python_folder(place) / "farreach.pth"
+    below = packages_of(place) / "farreach.pth"
     here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     below.write_text("".join(f"{path}\n" for path in sorted(here)), encoding="utf-8")
     ready.touch()
     return python
 
 
-def python_folder(place: Path) -> Path:
+def packages_of(place: Path) -> Path:
     """Where an environment keeps its packages."""
     return Path(sysconfig.get_path("purelib", "venv", {"base": str(place), "platbase": str(place)}))
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from litdata import StreamingDataLoader, StreamingDataset
+from litdata.streaming import downloader
 from litdata.streaming.writer import BinaryWriter
 
 from jobs.ingest_epochs import Delivery, Epoch, Source
@@ -27,6 +28,8 @@ def write(dataset: Dataset, folder: Path) -> None:
 @contextmanager
 def opened(source: Source) -> Iterator[Epoch]:
     """Its workers stay from epoch to epoch."""
+    # the client that fetches its chunks takes https alone, unless told here
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
     dataset = StreamingDataset(
         source.copy,
         cache_dir=source.scratch if source.endpoint else None,

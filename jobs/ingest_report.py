@@ -119,7 +119,7 @@ def table(report: Report, place: str) -> Table:
         drawn.add_column(name, justify="right")
     for system, point in report.of(place).items():
         if point.left_out is not None:
-            drawn.add_row(system, point.left_out)
+            drawn.add_row(system, "left out")
             continue
         ratio = report.ratio(place, system, CEILING)
         slowest, fastest = point.range_gb_per_s
@@ -138,6 +138,9 @@ def show(report: Report, console: Console) -> None:
     console.print(f"one epoch of patch groups: {report.setting}; medians")
     for place in report.places:
         console.print(table(report, place))
+        for point in report.of(place).values():
+            if point.left_out is not None:
+                console.print(f"{point.system} is left out: {point.left_out}", markup=False)
     for verdict in report.verdicts():
         console.print(str(verdict))
 

@@ -84,8 +84,6 @@ def environment(url: str) -> dict[str, str]:
     return {
         **KEYS,
         "AWS_ENDPOINT_URL": url,
-        "AWS_ENDPOINT": url,
-        "AWS_ALLOW_HTTP": "true",
         "S3_ENDPOINT_URL": url,
     }
 

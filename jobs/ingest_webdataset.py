@@ -33,7 +33,11 @@ def write(dataset: Dataset, folder: Path) -> None:
 @contextmanager
 def opened(source: Source) -> Iterator[Epoch]:
     """Its workers stay from epoch to epoch."""
-    files = webdataset.WebDataset(shards(source), shardshuffle=SHUFFLED_SHARDS)
+    files = webdataset.WebDataset(
+        shards(source),
+        shardshuffle=SHUFFLED_SHARDS,
+        empty_check=False,  # a few shards may leave a worker without any
+    )
     batches = (
         files.decode()
         .to_tuple("json", "npy")
