@@ -98,13 +98,22 @@ class Timed:
     arrived: dict[str, int | str]
 
 
+OTHERWISE = {
+    "names": "groups twice or others than are stored",
+    "sum": "other pixels than are stored",
+    "checksums": "pixels of other groups than it said",
+}
+"""What it means where a value of two tallies differs, and none before it."""
+
+
 def differs(found: Timed, stored: dict[str, int | str]) -> str:
     """How what arrived differs from the tally of what is stored; empty where it does not."""
     arrived = found.arrived
     if arrived["num_groups"] != stored["num_groups"]:
         return f"delivered {arrived['num_groups']:,} of {stored['num_groups']:,} groups"
-    if any(arrived.get(name, value) != value for name, value in stored.items()):
-        return "delivered other groups than are stored"
+    for name, said in OTHERWISE.items():
+        if arrived.get(name, stored[name]) != stored[name]:
+            return f"delivered {said}"
     return ""
 
 

@@ -59,7 +59,7 @@ def opened(source: Source) -> Iterator[Epoch]:
         **(places if source.endpoint else {"local": source.copy}),
         shuffle=True,
         batch_size=source.batch_groups,
-        num_canonical_nodes=1,
+        num_canonical_nodes=1,  # with more, groups are repeated until all nodes have as many
     )
     loader = DataLoader(
         dataset,

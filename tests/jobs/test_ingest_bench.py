@@ -143,9 +143,9 @@ def with_names_exchanged(deliveries):
     ("spoil", "said"),
     [
         (without_one, "delivered 26 of 27 groups"),
-        (with_one_twice, "delivered other groups than are stored"),
-        (with_a_bit_turned, "delivered other groups than are stored"),
-        (with_names_exchanged, "delivered other groups than are stored"),
+        (with_one_twice, "delivered groups twice or others than are stored"),
+        (with_a_bit_turned, "delivered other pixels than are stored"),
+        (with_names_exchanged, "delivered pixels of other groups than it said"),
     ],
 )
 def test_other_groups_than_are_stored_are_noticed(spoil, said, source, stored):
