@@ -6,6 +6,7 @@ Example  farreach bench decoding width=128
          farreach bench memory output=memory
          farreach bench scaling workers='[1, 2]'
          farreach bench preprocess output=preprocess
+         farreach bench ingest output=ingest
 """
 
 from importlib import import_module
@@ -31,6 +32,7 @@ CONFIG_CLASSES = {
     "memory": "MemoryBench",
     "scaling": "ScalingBench",
     "preprocess": "PreprocessBench",
+    "ingest": "IngestBench",
 }
 
 
@@ -103,6 +105,16 @@ def preprocess(settings: Settings = None, debug: Debug = False) -> None:
     `farreach settings bench preprocess` lists its settings.
     """
     run("preprocess", settings, debug=debug)
+
+
+@app.command()
+def ingest(settings: Settings = None, debug: Debug = False) -> None:
+    """Reading an epoch, beside raw bytes and four other readers.
+
+    Writes tables, a picture and JSON into a folder, and keeps what is read in another.
+    `farreach settings bench ingest` lists its settings.
+    """
+    run("ingest", settings, debug=debug)
 
 
 if __name__ == "__main__":
