@@ -221,7 +221,8 @@ def plain_shared(one_grid) -> Plain:
 @pytest.mark.parametrize("name", EXACT)
 def test_two_workers_learn_what_one_plain_loop_learns(results, plain, tiny_dataset, name):
     loop, expected = plain[name if name in plain else "stage 2"]
-    assert losses(results, name) == pytest.approx(loop.losses, rel=1e-5)
+    # the losses of numbers come near 0, where a prediction is rounded to about 1e-7
+    assert losses(results, name) == pytest.approx(loop.losses, rel=1e-5, abs=1e-7)
     if name != "stage 0":  # where DeepSpeed keeps it for itself
         assert norms(results, name) == pytest.approx(loop.norms, rel=1e-4)
     # the last step shows in the weights only; keys' biases get no gradient, only its rounding
