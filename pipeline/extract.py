@@ -1,9 +1,8 @@
 """Read pixels: addresses of groups in, the same rows with their squares of pixels out."""
 
-import hashlib
-
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 
 from pipeline.grid import Grid
 from pipeline.readers.faults import told_fault
@@ -92,7 +91,7 @@ def flat_bytes(pixels: np.ndarray) -> memoryview:
 
 
 def group_hash(group: int, valid_height_px: int, valid_width_px: int, square: np.ndarray) -> bytes:
-    """sha256 over a group's place, valid extent and pixels: what an image's hash is made of."""
-    digest = hashlib.sha256(np.array([group, valid_height_px, valid_width_px], "<i8").tobytes())
+    """BLAKE3 over a group's place, valid extent and pixels: what an image's hash is made of."""
+    digest = blake3(np.array([group, valid_height_px, valid_width_px], "<i8").tobytes())
     digest.update(flat_bytes(square))
     return digest.digest()

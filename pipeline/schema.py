@@ -150,8 +150,12 @@ def check_shard_name(name: str) -> str:
 
 
 def tensor_column(pixels: np.ndarray) -> pa.ExtensionArray:
-    """[group, side, side, bands] as a fixed_shape_tensor column, without a copy."""
+    """[group, side, side, bands], contiguous, as a fixed_shape_tensor column, without a copy."""
     kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(pixels.dtype), list(pixels.shape[1:]))
-    size = int(np.prod(pixels.shape[1:]))
-    values = pa.array(pixels.reshape(-1))
+    if not pixels.flags.c_contiguous:
+        raise ValueError(f"pixels of strides {pixels.strides} cannot be stored without a copy")
+    # pa.array would look at every value for what is missing
+    buffers = [None, pa.py_buffer(pixels)]
+    values = pa.Array.from_buffers(kind.value_type, pixels.size, buffers)
+    size = pixels.size // len(pixels)
     return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(values, size))

@@ -1,12 +1,12 @@
 """Write shards: the task that reads a piece of the plan, keeps its content and stores it."""
 
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from isal.isal_zlib import crc32
 
 from pipeline.background import leave_out_background
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
@@ -29,7 +29,8 @@ from pipeline.schema import PART, entry_name, group_schema, tensor_column
 from pipeline.statistics import measure
 from pipeline.storage import Location
 
-READ_BYTES = 4_000_000
+WRITE_BYTES = 65_536
+READ_BYTES = 16_000_000
 """The most pixels on their way from source to shard, unless a single group is larger."""
 
 BAD_GROUP = pa.struct([("group", pa.int32()), ("window", pa.string()), ("cause", pa.string())])
@@ -222,7 +223,7 @@ class ShardWriter:
     def write(self, groups: pa.Table) -> None:
         """One record batch a row, checksum added."""
         squares = squares_of(groups)
-        checksums = pa.array([zlib.crc32(flat_bytes(square)) for square in squares], pa.uint32())
+        checksums = pa.array([crc32(flat_bytes(square)) for square in squares], pa.uint32())
         named = groups.drop_columns("pixels").append_column("crc32", checksums)
         (rows,) = named.combine_chunks().to_batches()
         try:
@@ -236,7 +237,8 @@ class ShardWriter:
         if self._writer is None:
             _, side, _, bands = square.shape
             self._schema = group_schema(side_px=side, bands=bands, dtype=str(square.dtype))
-            self._file = pa.OSFile(str(self._draft), "wb")
+            # addresses are a dozen small writes a group; pixels go straight through
+            self._file = pa.BufferedOutputStream(pa.OSFile(str(self._draft), "wb"), WRITE_BYTES)
             self._writer = pa.ipc.new_file(self._file, self._schema)
         columns = [*row.columns, tensor_column(square)]
         batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
