@@ -19,6 +19,7 @@ from pipeline.assemble import Assembly, Kept
 from pipeline.config import PreprocessConfig
 from pipeline.content_settings import settings_of
 from pipeline.labels import read_labels
+from pipeline.masks import with_masks
 from pipeline.output import Claim, claim, look_at_output
 from pipeline.plan import ShardNames, plan_shards, probe_and_note, store_tasks
 from pipeline.publish import PreprocessReport, publish
@@ -51,6 +52,9 @@ def on_ray(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     done = ray.data.from_arrow(tasks).map_batches(
         stage, batch_size=None, batch_format="pyarrow", num_cpus=1
     )
+    # Ray would hold tasks back for a consumer that is slow: what they give is small, and of two
+    # cores one would have nothing to do.
+    done.context.set_config("backpressure_policies.enabled", [])
     yield from done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
@@ -68,17 +72,18 @@ def preprocess(
     settings = settings_of(config)
     start = look_at_output(config.output, settings=settings, if_exists=config.if_exists)
     found = find_images(config.sources)
-    kept = kept_images(start, found.images, config=config)
+    images = with_masks(found.images, background=config.background)
+    kept = kept_images(start, images, config=config)
     labels = read_labels(
         config.labels,
-        images=sorted([*found.images["image_id"].to_pylist(), *kept.vanished]),
+        images=sorted([*images["image_id"].to_pylist(), *kept.vanished]),
         splits=config.splits,
         class_labels=config.class_labels,
     )
     with claim(start) as claimed:
         assembly = store_images(
             claimed,
-            _without(found.images, kept),
+            _without(images, kept),
             kept=kept,
             config=config,
             progress=progress,

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipeline.config import BackgroundConfig, LimitsConfig
 from pipeline.grid import Grid, Window
+from pipeline.identity import identities_below
 from pipeline.readers.open import open_image
 from pipeline.readers.protocol import ImageReader, SourceError
 from pipeline.readers.rasterio_reader import DRIVERS
@@ -27,6 +28,24 @@ def mask_of(image_id: str, *, folder: str) -> str:
         if (found := place.child(f"{image_id}{suffix}")).exists():
             return str(found)
     raise SourceError(f"no mask {place}/{image_id} with any of {', '.join(DRIVERS)}")
+
+
+def with_masks(images: pa.Table, *, background: BackgroundConfig) -> pa.Table:
+    """SOURCES whose tags tell the version of each image's mask, too; as they are without masks.
+
+    Costs what listing the folder of masks does.
+    """
+    if background.masks is None:
+        return images
+    below = identities_below(Location.of(background.masks))
+    rows = images.to_pylist()
+    for row in rows:
+        names = (f"{row['image_id']}{suffix}" for suffix in DRIVERS)
+        mask = next((below[name] for name in names if name in below), None)
+        if row["source_tag"] is not None:
+            told = "none" if mask is None else f"{mask.source_bytes} {mask.source_tag}"
+            row["source_tag"] += f" mask {told}"
+    return pa.Table.from_pylist(rows, schema=images.schema)
 
 
 def open_mask(

@@ -19,6 +19,7 @@ from pipeline.dataset import Dataset
 from pipeline.flow import StageRunner, store_images
 from pipeline.identity import identities_of
 from pipeline.labels import Labels
+from pipeline.masks import with_masks
 from pipeline.output import claim, look_at_output
 from pipeline.publish import publish
 from pipeline.records import stored_table
@@ -48,7 +49,7 @@ def repair(
     if digest_of(rows, label_columns=info.label_columns, settings=settings) != info.digest:
         raise ValueError(f"{dataset.place}: its tables are damaged; preprocess it again")
     for row in broken:
-        _check_source(row)
+        _check_source(row, background=config.background)
     start = look_at_output(config.output, settings=settings_of(config), if_exists="append")
     quarantine = dataset.quarantine()
     kept = Kept(
@@ -95,12 +96,16 @@ def _config_of(
     )
 
 
-def _check_source(row: dict[str, Any]) -> None:
+def _check_source(row: dict[str, Any], *, background: BackgroundConfig) -> None:
     place = Location.of(row["uri"])
     there = identities_of([place]).get(place)
     if there is None:
         raise ValueError(f"{place}: not found, so image {row['image_id']!r} cannot be repaired")
-    if tuple(there) != (row["source_bytes"], row["source_tag"]):
+    found = {"image_id": row["image_id"], "uri": row["uri"], **there._asdict()}
+    (now,) = with_masks(
+        pa.Table.from_pylist([found], schema=SOURCES), background=background
+    ).to_pylist()
+    if any(now[name] != row[name] for name in there._fields):
         raise ValueError(
             f"{place}: has changed since image {row['image_id']!r} was stored "
             f"({row['source_bytes']} bytes then, {there.source_bytes} now, another tag), "

@@ -1,5 +1,6 @@
 """Masks beside images and inside them say which groups are kept."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
 from pipeline import masks
-from pipeline.config import BackgroundConfig, GroupingConfig, PreprocessConfig
+from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig, PreprocessConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import preprocess
 from pipeline.grid import Grid, Window
 from pipeline.masks import kept_share
 from pipeline.readers.open import open_image
+from pipeline.repair import repair
 from tests.pipeline.scenes import in_process, noise, write_raster
 
 SIDE_PX = 32
@@ -117,6 +119,35 @@ def test_an_image_without_its_mask_is_put_aside(tmp_path: Path) -> None:
     (bad,) = stored.quarantine()
     assert bad["image_id"] == "b"
     assert f"no mask {folder}/b with any of .tif, .tiff" in bad["cause"]
+
+
+def test_an_image_whose_mask_changed_is_noticed_like_one_that_changed_itself(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "masks"
+    for name in ("a", "b"):
+        write_raster(tmp_path / "images" / f"{name}.tif", noise(40, 40, 1))
+        write_raster(folder / f"{name}.tif", np.ones((5, 5, 1), "uint8"))
+    asked = {"leave_out": ("mask",), "masks": str(folder)}
+    before = dataset_of(tmp_path / "images", tmp_path / "out", **asked)
+    mask = np.zeros((5, 5, 1), "uint8")
+    mask[0, 0] = 1
+    write_raster(folder / "b.tif", mask)
+    config = PreprocessConfig(
+        sources=str(tmp_path / "images"),
+        output=str(tmp_path / "out"),
+        grouping=GroupingConfig(group_side_px=SIDE_PX),
+        background=BackgroundConfig(**asked),
+        if_exists="append",
+    )
+    with pytest.raises(ValueError, match="image 'b' has changed"):
+        preprocess(config, run_stage=in_process)
+    with pytest.raises(ValueError, match="image 'b' was stored"):
+        repair(before, {"b"}, limits=LimitsConfig(), run_stage=in_process)
+    repair(before, {"a"}, limits=LimitsConfig(), run_stage=in_process)
+    preprocess(replace(config, changed="store_again"), run_stage=in_process)
+    sizes = [len(image.groups) for image in open_dataset(str(tmp_path / "out")).images()]
+    assert sizes == [4, 1]
 
 
 def test_a_damaged_mask_is_told_as_such(tmp_path: Path, shared: Path) -> None:
