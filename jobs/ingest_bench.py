@@ -5,7 +5,8 @@ Writes   `output`/ingest.png    GB/s of everybody
          `output`/ingest.txt    the tables that are printed
          `output`/ingest.json   all of it, with the settings and the machine; written last
          `cache`                patch groups, their copies, the others' environment; kept
-Takes    a quarter of an hour on 2 CPU cores; the first time longer, and 14 GB of disk
+Takes    12 minutes with scenes.images=3 s3_images=3 rounds=2 on 2 busy CPU cores, the first time
+         longer; about 15 GB of disk as it is
 Needs    Linux; moto for S3, pip and a package index for the others; `output` must not exist yet
 Example  farreach bench ingest places=[warm] systems='[raw bytes, farreach, ray data]'
 

@@ -12,7 +12,7 @@ OURS_COLOUR, CEILING_COLOUR, OTHER_COLOUR = "#0b6e4f", "0.55", "#3d5a80"
 
 
 def picture(report: Report) -> Figure:
-    """Bars from the slowest to the fastest round's median; who is left out has none."""
+    """A bar a system, its median; who is left out has none."""
     places = report.places
     figure = Figure(figsize=(5 * len(places), 4), layout="constrained")
     panels: Any = figure.subplots(1, len(places), squeeze=False, sharey=True)[0]
