@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import BackgroundConfig
-from pipeline.extract import squares_of
+from pipeline.schema import squares_of
 
 CELL_PX = 8
 

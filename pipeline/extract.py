@@ -3,11 +3,22 @@
 import numpy as np
 import pyarrow as pa
 from blake3 import blake3
+from isal.isal_zlib import crc32
 
 from pipeline.grid import Grid
 from pipeline.readers.faults import told_fault
 from pipeline.readers.protocol import ImageReader, SourceError, StreamError
-from pipeline.schema import ADDRESSES, tensor_column
+from pipeline.schema import ADDRESSES, flat_bytes, tensor_column
+from pipeline.statistics import measure
+
+TOLD = pa.schema(
+    [
+        ("crc32", pa.uint32()),  # of the square's bytes
+        ("hash", pa.binary(32)),  # group_hash
+        ("moments", pa.list_(pa.float64())),  # Moments.row() of the valid extent
+    ]
+)
+"""What is known of a group's pixels besides."""
 
 
 def addresses(image_id: str, *, grid: Grid, first: int, count: int) -> pa.Table:
@@ -35,7 +46,7 @@ def extract_groups(rows: pa.Table, *, image: ImageReader, grid: Grid) -> pa.Tabl
     """Stage 3 of 5: addresses -> pixels.
 
     Takes    ADDRESSES of one image
-    Gives    the same rows in the same order, plus
+    Gives    the same rows in the same order, plus TOLD, and
              pixels: [side, side, bands] in the source's dtype, 0 beyond the valid extent
     Runs as  a part of the store task: a source is opened once a piece, because opening a
              pyramidal TIFF costs far more than one read; a group is one read into its square
@@ -44,12 +55,19 @@ def extract_groups(rows: pa.Table, *, image: ImageReader, grid: Grid) -> pa.Tabl
     """
     header, side = image.header, grid.side_px
     squares = np.empty((rows.num_rows, side, side, header.bands), header.dtype)
+    told = []
     for square, group in zip(squares, rows["group"].to_pylist(), strict=True):
         window = grid.window(group)
         height, width = window.height_px, window.width_px
         image.read(window, out=square[:height, :width])
         square[height:] = 0
         square[:height, width:] = 0
+        # at once, as long as the pixels lie in the core's own cache
+        hashed = group_hash(group, height, width, square)
+        moments = measure(square[:height, :width], nodata=header.nodata).row()
+        told.append((crc32(flat_bytes(square)), hashed, moments))
+    for field, values in zip(TOLD, zip(*told, strict=True), strict=True):
+        rows = rows.append_column(field, pa.array(values, field.type))
     return rows.append_column("pixels", tensor_column(squares))
 
 
@@ -75,19 +93,6 @@ def extract_readable(
     ]
     readable = [groups for groups in each if groups.num_rows]
     return pa.concat_tables(readable) if readable else rows.slice(0, 0)
-
-
-def squares_of(groups: pa.Table) -> np.ndarray:
-    """The pixels of a table of groups as [group, side, side, bands], without a copy."""
-    column = groups["pixels"]
-    # combine_chunks copies even where there is only one chunk
-    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return whole.to_numpy_ndarray()
-
-
-def flat_bytes(pixels: np.ndarray) -> memoryview:
-    """The bytes of contiguous pixels, for checksums."""
-    return pixels.reshape(-1).view(np.uint8).data
 
 
 def group_hash(group: int, valid_height_px: int, valid_width_px: int, square: np.ndarray) -> bytes:

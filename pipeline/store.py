@@ -6,18 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from isal.isal_zlib import crc32
 
 from pipeline.background import leave_out_background
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
-from pipeline.extract import (
-    addresses,
-    extract_groups,
-    extract_readable,
-    flat_bytes,
-    group_hash,
-    squares_of,
-)
+from pipeline.extract import addresses, extract_groups, extract_readable
 from pipeline.grid import kept_tiles
 from pipeline.journal import write_entry
 from pipeline.masks import leave_out_masked, open_mask
@@ -25,13 +17,13 @@ from pipeline.plan import grid_of, group_bytes, header_of, peak_gb
 from pipeline.readers.faults import fault_of
 from pipeline.readers.open import LastImage
 from pipeline.readers.protocol import MachineError, SourceError
-from pipeline.schema import PART, entry_name, group_schema, tensor_column
-from pipeline.statistics import measure
+from pipeline.schema import PART, entry_name, group_schema, squares_of, tensor_column
 from pipeline.storage import Location
 
-WRITE_BYTES = 65_536
 READ_BYTES = 16_000_000
 """The most pixels on their way from source to shard, unless a single group is larger."""
+WRITE_BYTES = 65_536
+"""What is written in smaller parts waits until there is so much of it."""
 
 BAD_GROUP = pa.struct([("group", pa.int32()), ("window", pa.string()), ("cause", pa.string())])
 STORED = pa.schema(
@@ -66,7 +58,7 @@ def store_shards(
     Takes    SHARDS
     Gives    STORED, a row a piece; the pixels are in the file, never in the table; the rows of a
              shard are also an entry of the journal
-    Runs as  a task of one CPU a shard: extract, leave out background, measure, write; all shards
+    Runs as  a task of one CPU a shard: extract and measure, leave out background, write; all shards
              of a remote slide are one task, which copies it to the worker's disk once
     Memory   READ_BYTES, up to MAX_KEPT_BYTES of decoded tiles that groups share, and shard_mb where
              a shard holds whole images: such an image is written once all of it has been read, so
@@ -120,17 +112,14 @@ def _store_piece(
         "groups": [],
         "moments": [],
     }
-    hashes, held, nodata = [], [], piece["header"]["nodata"]
+    hashes, held = [], []
     bad_groups: dict[int, SourceError] = {}
     start = writer.position
     try:
         for groups in read(piece, bad_groups=bad_groups):
-            names = ("group", "valid_height_px", "valid_width_px")
-            numbers = zip(*(groups[name].to_pylist() for name in names), strict=True)
-            for square, (group, height, width) in zip(squares_of(groups), numbers, strict=True):
-                stored["groups"].append(group)
-                stored["moments"].append(measure(square[:height, :width], nodata=nodata).row())
-                hashes.append(group_hash(group, height, width, square))
+            stored["groups"] += groups["group"].to_pylist()
+            stored["moments"] += groups["moments"].to_pylist()
+            hashes += groups["hash"].to_pylist()
             held.append(groups)
             if not hold:
                 writer.write(held.pop())
@@ -221,11 +210,9 @@ class ShardWriter:
         return self
 
     def write(self, groups: pa.Table) -> None:
-        """One record batch a row, checksum added."""
+        """One record batch a row."""
         squares = squares_of(groups)
-        checksums = pa.array([crc32(flat_bytes(square)) for square in squares], pa.uint32())
-        named = groups.drop_columns("pixels").append_column("crc32", checksums)
-        (rows,) = named.combine_chunks().to_batches()
+        (rows,) = groups.drop_columns(["pixels", "moments", "hash"]).combine_chunks().to_batches()
         try:
             for place in range(rows.num_rows):
                 # Taken, not sliced: a slice drags padding along, and sizes would differ.

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline.background import is_missing, leave_out_background, tissue_share
 from pipeline.config import BackgroundConfig
-from pipeline.extract import addresses, squares_of
+from pipeline.extract import addresses
 from pipeline.grid import Grid
-from pipeline.schema import tensor_column
+from pipeline.schema import squares_of, tensor_column
 from pipeline.statistics import Moments, measure
 from tests.pipeline.scenes import noise
 

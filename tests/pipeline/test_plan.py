@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
-from pipeline.extract import addresses, extract_groups, squares_of
+from pipeline.extract import addresses, extract_groups
 from pipeline.plan import (
     PROBED,
     ShardNames,
@@ -22,6 +22,7 @@ from pipeline.plan import (
 )
 from pipeline.readers.open import open_image
 from pipeline.readers.protocol import ImageHeader, SourceError
+from pipeline.schema import squares_of
 from pipeline.storage import Location
 from pipeline.store import ShardWriter, store_shards
 from tests.pipeline.scenes import noise, sources, write_raster
