@@ -107,12 +107,13 @@ def store_images(
     """Store what this job has not stored yet of `images`; the output shows none of it so far."""
     probed = _probe(claimed, images, config=config, run_stage=run_stage)
     assembly = Assembly(probed, config=config, kept=kept)
-    _check_probed(probed, assembly, config=config)
+    _check_glass(probed, config=config)
     names = ShardNames(job=claimed.job, settings=settings_of(config))
     before = stored_before(claimed, probed, names=names, config=config)
     for piece in before:
         assembly.add(piece)
     assembly.num_resumed = assembly.num_done
+    check_damage(assembly, config=config)
     shards = plan_shards(
         probed,
         side_px=config.grouping.group_side_px,
@@ -183,9 +184,8 @@ def _without_fault(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield table
 
 
-def _check_probed(probed: pa.Table, assembly: Assembly, *, config: PreprocessConfig) -> None:
-    """What the headers alone already forbid."""
-    check_damage(assembly, config=config)
+def _check_glass(probed: pa.Table, *, config: PreprocessConfig) -> None:
+    """ValueError for an image in which no glass can be told."""
     if "glass" not in config.background.leave_out:
         return
     for row in probed.to_pylist():

@@ -20,6 +20,7 @@ from tests.pipeline.killing import killed_at
 from tests.pipeline.scenes import backwards, in_process, noise, stores, write_raster
 from tests.pipeline.test_faults import away
 from tests.pipeline.test_output import changed, dies_after, files, files_of
+from tests.pipeline.test_quarantine import with_damaged_tiles
 
 KILLS = 10
 DEEDS = 70
@@ -215,6 +216,32 @@ def test_a_cause_that_was_mended_without_a_change_of_the_source_is_looked_at_aga
         preprocess(narrow, run_stage=dies_after(0))
     preprocess(config, run_stage=in_process)
     assert_same(config, undisturbed(config))
+
+
+@pytest.mark.parametrize(
+    ("images", "policy", "said"),
+    [
+        ([0], {"max_bad_images": 0}, "1 images cannot be read, more than max_bad_images 0"),
+        ([0], {"on_error": "fail"}, "on_error=quarantine would go on without it"),
+        ([0, 1], {}, r"none of 2 image\(s\) can be read"),
+    ],
+)
+def test_damage_that_ended_a_job_ends_it_again_when_all_of_its_shards_are_there(
+    tmp_path: Path, images: list[int], policy: dict[str, Any], said: str
+) -> None:
+    for number in range(2):
+        tiles = [(0, 0)] if number in images else []
+        with_damaged_tiles(tmp_path / "in" / f"{number}.tif", tiles=tiles)
+    config = PreprocessConfig(
+        sources=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        grouping=GroupingConfig(group_side_px=128),
+        **policy,
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=said):
+            preprocess(config, run_stage=in_process)
+        assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 def test_limits_that_became_narrower_hold_for_what_was_read_before(
