@@ -8,6 +8,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
@@ -65,6 +66,7 @@ def preprocess(
     Killed and begun again with the same settings, it goes on with what is missing.
     """
     began = time.monotonic()
+    config = _with_place_of_masks(config)
     settings = settings_of(config)
     start = look_at_output(config.output, settings=settings, if_exists=config.if_exists)
     found = find_images(config.sources)
@@ -132,6 +134,14 @@ def store_images(
             claimed.check()
         check_damage(assembly, config=config)
     return assembly
+
+
+def _with_place_of_masks(config: PreprocessConfig) -> PreprocessConfig:
+    """The same wherever a worker, or a later job, has its working folder."""
+    if config.background.masks is None:
+        return config
+    masks = str(Location.of(config.background.masks))
+    return replace(config, background=replace(config.background, masks=masks))
 
 
 def _without(images: pa.Table, kept: Kept) -> pa.Table:
