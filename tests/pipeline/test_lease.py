@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ def test_a_killed_job_s_lease_is_taken_over_at_once_and_a_living_one_s_is_not(
     other.join()
     with hold(place):
         assert leases(place) == ["lease-000002.json"]
+
+
+def test_a_holder_that_slept_through_two_others_leaves_the_lease_to_the_last(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENT_S", 0.0)
+    monkeypatch.setattr(lease, "_is_alive", lambda holder: None)
+    with ExitStack() as slow:
+        first = slow.enter_context(hold(place))
+        with hold(place):
+            pass
+        with hold(place) as last:
+            assert leases(place) == ["lease-000001.json"]
+            with pytest.raises(ValueError, match="another preprocess job has taken over"):
+                first.check()
+            slow.close()
+            last.check()
 
 
 def test_a_process_that_got_a_dead_holder_s_id_is_not_taken_for_it(tmp_path: Path) -> None:
