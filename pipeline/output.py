@@ -82,11 +82,10 @@ class Claim:
         _sweep(self.place, keep=shards | {table["name"] for table in info["tables"].values()})
         self.place.child(UNFINISHED).delete()
 
-    def forget_headers(self) -> None:
-        """Leave nothing behind where no shard has been stored: headers are soon read again."""
-        ours = _of_job(self.place.files(), self.job)
-        if not self.lease.lost and not any(_is_work(name) for name in ours):
-            self.place.delete_below(ours)
+    def forget(self) -> None:
+        """Leave nothing of this job behind: nobody goes on with it."""
+        if not self.lease.lost:
+            self.place.delete_below(_of_job(self.place.files(), self.job))
             self.place.child(UNFINISHED).delete()
 
 
@@ -159,7 +158,9 @@ def claim(start: Start) -> Iterator[Claim]:
             yield claimed
         except ValueError:
             with suppress(OSError):
-                claimed.forget_headers()
+                # headers alone are soon read again
+                if not any(map(_is_work, _of_job(place.files(), job))):
+                    claimed.forget()
             raise
         finally:
             _remove_empty_folders(place)
