@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 import s3fs
 
-from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig, PreprocessConfig
+from pipeline.config import (
+    BackgroundConfig,
+    GroupingConfig,
+    LimitsConfig,
+    PreprocessConfig,
+    SplitConfig,
+)
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import PreprocessReport, Stage, preprocess
 from tests.pipeline.killing import killed_at
@@ -355,6 +361,7 @@ def test_append_is_refused_with_other_settings_and_without_labels(
     others: dict[str, Any] = {
         "grouping.level 1, was": {"grouping": GroupingConfig(group_side_px=64, level=1)},
         "background.leave_out": {"background": BackgroundConfig(leave_out=())},
+        "splits.seed 5, was 0": {"splits": SplitConfig(seed=5)},
     }
     for says, settings in others.items():
         with pytest.raises(ValueError, match=f"the dataset has other settings: {says}"):
