@@ -22,6 +22,7 @@ from pipeline.dataset import DamagedError, Dataset, open_dataset
 from pipeline.flow import preprocess
 from pipeline.messages import Kind, StrangeBatchError, read_run
 from pipeline.records import ImageGroups, ImageRecord, Part
+from pipeline.verify import verify
 from tests.pipeline.scenes import in_process, noise, write_raster
 
 
@@ -48,7 +49,7 @@ def test_groups_put_together_are_the_image_that_rasterio_reads(dataset: Dataset)
         with rasterio.open(record.uri) as source:
             expected = np.moveaxis(source.read(), 0, -1)
         assert np.array_equal(assembled(record, dataset.read(record), side_px=32), expected)
-    assert dataset.verify() == []
+    assert verify(dataset) == []
 
 
 @pytest.mark.parametrize("shard_mb", [1, 64])
@@ -114,7 +115,7 @@ def test_a_flipped_bit_a_short_shard_and_another_table_are_noticed(copied: Path)
     shard.write_bytes(whole)
     with pytest.raises(ValueError, match=r"group 0 of image .* is damaged \(checksum\)"):
         open_dataset(str(copied)).read(record)
-    assert len(open_dataset(str(copied)).verify()) == 1
+    assert len(verify(open_dataset(str(copied)))) == 1
     shard.write_bytes(whole[: part.start_byte + 100])
     with pytest.raises(ValueError, match="is cut short"):
         open_dataset(str(copied)).read(record)
@@ -247,6 +248,7 @@ import pyarrow.csv, pyarrow.parquet
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
 from pipeline.tables import read_table
+from pipeline.verify import verify
 def threads(): return len(os.listdir("/proc/self/task"))
 before = threads()
 open_dataset(sys.argv[1]).images()

@@ -22,6 +22,7 @@ from pipeline.config import (
 )
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import PreprocessReport, Stage, preprocess
+from pipeline.verify import verify
 from tests.pipeline.killing import killed_at
 from tests.pipeline.scenes import backwards, in_process, noise, stores, write_raster
 from tests.pipeline.test_faults import away
@@ -61,7 +62,7 @@ def assert_same(config: PreprocessConfig, expected: Dataset) -> None:
     stored = open_dataset(config.output)
     assert stored.info.digest == expected.info.digest
     assert stored.info.formats == expected.info.formats
-    assert stored.verify() == []
+    assert verify(stored) == []
     assert files(Path(config.output)) == files_of(stored)
     assert [bad["image_id"] for bad in stored.quarantine()] == [
         bad["image_id"] for bad in expected.quarantine()
@@ -102,7 +103,7 @@ def found_after_a_kill(config: PreprocessConfig) -> str:
     """How far the job had come; a dataset that can be opened is whole at any moment."""
     left = files(Path(config.output))
     if "dataset.json" in left:
-        assert open_dataset(config.output).verify() == []
+        assert verify(open_dataset(config.output)) == []
         return "published"
     with pytest.raises(ValueError, match="not a finished dataset"):
         open_dataset(config.output)
@@ -129,7 +130,7 @@ def test_a_job_killed_over_a_finished_dataset_leaves_it_whole_and_ends_like_one_
     for _ in range(3):
         if killed_at(again, chance.randint(5, 60)):
             stored = open_dataset(config.output)
-            assert stored.verify() == []
+            assert verify(stored) == []
             assert stored.info.digest in (first.info.digest, expected.info.digest)
     preprocess(again, run_stage=in_process)
     assert_same(config, expected)
@@ -350,7 +351,7 @@ def test_an_image_that_vanished_from_the_sources_stays_and_is_reported(
     (tmp_path / "in" / "3.tif").unlink()
     report = preprocess(replace(config, if_exists="append"), run_stage=in_process)
     assert (report.vanished, report.digest) == (["3"], first.digest)
-    assert open_dataset(config.output).verify() == []
+    assert verify(open_dataset(config.output)) == []
 
 
 def test_append_is_refused_with_other_settings_and_without_labels(
@@ -409,7 +410,7 @@ def test_a_store_that_dies_in_the_middle_ends_the_job_with_a_line_and_is_gone_on
     assert report.resumed_groups > 0
     stored = open_dataset("s3://scans/out")
     assert stored.info.digest == expected.info.digest
-    assert stored.verify() == []
+    assert verify(stored) == []
     assert {name.removeprefix("scans/out/") for name in s3.find("scans/out")} == files_of(stored)
 
 

@@ -77,13 +77,16 @@ def test_pixels_with_checksums_of_their_own_are_still_other_content(
     assert problem.image_id == record.image_id
 
 
-def test_missing_short_and_stray_shards_are_named(copied: Path) -> None:
+def test_missing_short_and_stray_files_are_named(copied: Path) -> None:
     _, shard, part = part_of(copied, 0)
     whole = shard.read_bytes()
     (copied / "shards" / shard.name.replace(shard.stem[-4:], "0000")).write_bytes(b"stray")
-    (problem,) = verify(open_dataset(str(copied)))
-    assert "no image refers to shards/" in problem.line
-    assert problem.image_id is None
+    (copied / "images-000000000000.parquet").write_bytes(b"stray")
+    (copied / "shards" / "notes.txt").write_text("not ours")
+    table, stray = verify(open_dataset(str(copied)))
+    assert "no part of the dataset refers to images-000000000000.parquet" in table.line
+    assert "no part of the dataset refers to shards/" in stray.line
+    assert (table.image_id, stray.image_id) == (None, None)
     shard.write_bytes(whole[: part.start_byte + part.num_bytes - 8])
     assert "is cut short" in lines(verify(open_dataset(str(copied))))
     shard.unlink()
@@ -93,7 +96,7 @@ def test_missing_short_and_stray_shards_are_named(copied: Path) -> None:
     }
     assert f"{shard.name} is missing" in lines(problems)
     (copied / "unfinished.json").write_text("{}")
-    assert "no image refers" not in lines(verify(open_dataset(str(copied))))
+    assert "no part of" not in lines(verify(open_dataset(str(copied))))
 
 
 @pytest.mark.parametrize(
