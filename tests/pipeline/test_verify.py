@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import s3fs
 
-from pipeline.config import GroupingConfig, PreprocessConfig
+from pipeline.config import BackgroundConfig, GroupingConfig, PreprocessConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import preprocess
 from pipeline.records import Part
@@ -118,6 +119,22 @@ def test_a_number_in_dataset_json_that_the_tables_deny_is_named(
     (copied / "dataset.json").write_text(json.dumps({**info, name: change(info)}))
     (problem,) = verify(open_dataset(str(copied)))
     assert f"dataset.json says {name} " in problem.line
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_statistics_that_overflow_are_no_damage(tmp_path: Path) -> None:
+    pixels = np.full((64, 128, 1), 1e200)
+    pixels[:, :64], pixels[:2, 64:] = np.nan, -1e200
+    config = PreprocessConfig(
+        sources=str(write_raster(tmp_path / "a.tif", pixels)),
+        output=str(tmp_path / "out"),
+        grouping=GroupingConfig(group_side_px=64),
+        background=BackgroundConfig(leave_out=()),
+    )
+    preprocess(config, run_stage=in_process)
+    dataset = open_dataset(config.output)
+    assert not np.isfinite(dataset.format.band_std).any()
+    assert verify(dataset) == []
 
 
 def test_a_damaged_quarantine_table_is_named(copied: Path) -> None:
