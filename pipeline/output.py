@@ -57,8 +57,8 @@ class Claim:
     place: Location
     job: str
     lease: Lease
-    names: frozenset[str]
-    """What this job had written before it was killed."""
+    sizes: dict[str, int]
+    """What this job had written before it was killed, in bytes."""
 
     def check(self) -> None:
         """Still ours; ValueError once another job has taken the output over."""
@@ -148,12 +148,14 @@ def claim(start: Start) -> Iterator[Claim]:
     with hold(place) as lease:
         if read_current(place) != start.current:
             raise ValueError(f"{place}: another preprocess job has just finished here; begin again")
-        names = place.files()
+        listing = place.listing()
+        names = sorted(listing)
         job = _job_to_go_on_with(start, names) or _new_job(start)
         ours = _of_job(names, job)
         needed = set() if start.current is None else start.current.files()
         _sweep(place, keep=ours | (set(names) if needed is None else needed))
-        claimed = Claim(place=place, job=job, lease=lease, names=frozenset(ours))
+        sizes = {name: int(listing[name]["size"]) for name in ours}
+        claimed = Claim(place=place, job=job, lease=lease, sizes=sizes)
         try:
             yield claimed
         except ValueError:

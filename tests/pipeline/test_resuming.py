@@ -155,7 +155,9 @@ def test_only_what_is_missing_is_read_again(config: PreprocessConfig, tmp_path: 
     assert_same(config, undisturbed(config))
 
 
-@pytest.mark.parametrize("damage", ["half an entry", "no shard", "another's entry"])
+@pytest.mark.parametrize(
+    "damage", ["half an entry", "no shard", "a short shard", "another's entry"]
+)
 def test_a_journal_that_does_not_fit_its_shards_is_not_believed(
     config: PreprocessConfig, damage: str
 ) -> None:
@@ -169,6 +171,8 @@ def test_a_journal_that_does_not_fit_its_shards_is_not_believed(
         entry.write_bytes(entry.read_bytes()[:-200])
     elif damage == "no shard":
         shards[0].unlink()
+    elif damage == "a short shard":
+        os.truncate(shards[0], shards[0].stat().st_size // 2)
     else:
         entry.write_bytes((out / "journal" / shards[1].name).read_bytes())
     preprocess(config, run_stage=in_process)
