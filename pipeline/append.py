@@ -1,5 +1,6 @@
 """What a finished dataset at the output is worth to a job: the images it need not store."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ def kept_images(start: Start, images: pa.Table, *, config: PreprocessConfig) -> 
     if current is None or not (appends or start.published):
         return Kept()
     if appends:
-        _check_same_settings(start, current, labels=config.labels)
+        _check_same_settings(start, current, config=config)
     sources = {row["image_id"]: row for row in images.to_pylist()}
     rows, vanished = [], []
     for row in current.rows:
@@ -50,18 +51,26 @@ def _identity(row: dict[str, Any]) -> tuple[int | None, str | None]:
     return row["source_bytes"], row["source_tag"]
 
 
-def _check_same_settings(start: Start, current: Current, *, labels: str | None) -> None:
+def _check_same_settings(start: Start, current: Current, *, config: PreprocessConfig) -> None:
+    """What an image holds, and its split, stay what they were without the new images."""
     info = current.info
     if info is None:
         return
-    differs = difference(settings_in(info.settings), start.settings)
+    differs = difference(
+        {**settings_in(info.settings), **_named(info.settings["splits"])},
+        {**start.settings, **_named(asdict(config.splits))},
+    )
     if differs:
         raise ValueError(
             f"{current.place}: the dataset has other settings: {differs}; "
             f"append with its settings, or make a new one with if_exists=replace"
         )
-    if info.label_columns and labels is None:
+    if info.label_columns and config.labels is None:
         raise ValueError(
             f"{current.place}: its images have labels ({', '.join(info.label_columns)}); "
             f"append with labels=TABLE, a table of all images"
         )
+
+
+def _named(splits: dict[str, Any]) -> dict[str, Any]:
+    return {f"splits.{name}": value for name, value in splits.items()}

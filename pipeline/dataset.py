@@ -1,4 +1,4 @@
-"""Open a stored dataset: its images, their groups, and whether it is intact.
+"""Open a stored dataset: its images and their groups.
 
 Local shards are memory-mapped and their pixels reach the caller without a copy; remote ones are
 read by one range an image and shard, and kept on the node's disk where that is wanted. Reading
@@ -6,7 +6,6 @@ needs no file footer: images.parquet says where an image's record batches lie, a
 what is in them.
 """
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -18,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.cache import RangeCache
-from pipeline.extract import group_hash
 from pipeline.messages import (
     COLUMNS,
     MAX_METADATA_BYTES,
@@ -118,23 +116,6 @@ class Dataset:
         """What `read` gives for each of these, in order; from afar, several are read at a time."""
         each = map if self._pool is None else self._pool.map
         return list(each(read, *of))
-
-    def verify(self) -> list[str]:
-        """Everything that is wrong with the stored data, a line each; none when intact."""
-        problems = []
-        for record in self._records:
-            hashes = []
-            try:
-                for place in range(len(record.groups)):
-                    one = self.read(record, groups=slice(place, place + 1))
-                    extent = (one.valid_height_px[0], one.valid_width_px[0])
-                    hashes.append(group_hash(one.group[0], *extent, one.pixels[0]))
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-                continue
-            if hashlib.sha256(b"".join(hashes)).hexdigest() != record.sha256:
-                problems.append(f"{self.place}: image {record.image_id!r} has other content")
-        return problems
 
     def _read(self, record: ImageRecord, chosen: slice, *, check: bool, fresh: bool) -> ImageGroups:
         kind = Kind(side_px=self.info.group_side_px, bands=record.bands, dtype=record.dtype)

@@ -8,6 +8,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
@@ -69,6 +70,7 @@ def preprocess(
     Killed and begun again with the same settings, it goes on with what is missing.
     """
     began = time.monotonic()
+    config = _with_place_of_masks(config)
     settings = settings_of(config)
     start = look_at_output(config.output, settings=settings, if_exists=config.if_exists)
     found = find_images(config.sources)
@@ -112,12 +114,13 @@ def store_images(
     """Store what this job has not stored yet of `images`; the output shows none of it so far."""
     probed = _probe(claimed, images, config=config, run_stage=run_stage)
     assembly = Assembly(probed, config=config, kept=kept)
-    _check_probed(probed, assembly, config=config)
+    _check_glass(probed, config=config)
     names = ShardNames(job=claimed.job, settings=settings_of(config))
     before = stored_before(claimed, probed, names=names, config=config)
     for piece in before:
         assembly.add(piece)
     assembly.num_resumed = assembly.num_done
+    check_damage(assembly, config=config)
     shards = plan_shards(
         probed,
         side_px=config.grouping.group_side_px,
@@ -136,6 +139,14 @@ def store_images(
             claimed.check()
         check_damage(assembly, config=config)
     return assembly
+
+
+def _with_place_of_masks(config: PreprocessConfig) -> PreprocessConfig:
+    """The same wherever a worker, or a later job, has its working folder."""
+    if config.background.masks is None:
+        return config
+    masks = str(Location.of(config.background.masks))
+    return replace(config, background=replace(config.background, masks=masks))
 
 
 def _without(images: pa.Table, kept: Kept) -> pa.Table:
@@ -188,9 +199,8 @@ def _without_fault(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield table
 
 
-def _check_probed(probed: pa.Table, assembly: Assembly, *, config: PreprocessConfig) -> None:
-    """What the headers alone already forbid."""
-    check_damage(assembly, config=config)
+def _check_glass(probed: pa.Table, *, config: PreprocessConfig) -> None:
+    """ValueError for an image in which no glass can be told."""
     if "glass" not in config.background.leave_out:
         return
     for row in probed.to_pylist():

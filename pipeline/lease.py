@@ -54,7 +54,10 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Still ours; ValueError once another job has taken the output over. One listing."""
+        """Still ours; ValueError once another job has taken the output over.
+
+        Costs a listing and a small file.
+        """
         self.lost = self.lost or self._is_lost()
         if self.lost:
             raise ValueError(
@@ -69,7 +72,8 @@ class Lease:
             self._thread.join()
         _alive_here.discard(self._owner)
         with suppress(OSError):
-            self._file.delete()
+            if self._is_ours():
+                self._file.delete()
             if self._place.is_local:
                 Path(self._place.path).rmdir()  # only where nothing else came to lie
 
@@ -85,7 +89,11 @@ class Lease:
         return json.dumps(said).encode()
 
     def _is_lost(self) -> bool:
-        return max(_terms(self._place), default=None) != self._term
+        return max(_terms(self._place), default=None) != self._term or not self._is_ours()
+
+    def _is_ours(self) -> bool:
+        """Whether the file is: terms begin anew after a job that has ended well."""
+        return _told(_read(self._file)).get("owner") == self._owner
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):

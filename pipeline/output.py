@@ -57,8 +57,8 @@ class Claim:
     place: Location
     job: str
     lease: Lease
-    names: frozenset[str]
-    """What this job had written before it was killed."""
+    sizes: dict[str, int]
+    """What this job had written before it was killed, in bytes."""
 
     def check(self) -> None:
         """Still ours; ValueError once another job has taken the output over."""
@@ -82,11 +82,10 @@ class Claim:
         _sweep(self.place, keep=shards | {table["name"] for table in info["tables"].values()})
         self.place.child(UNFINISHED).delete()
 
-    def forget_headers(self) -> None:
-        """Leave nothing behind where no shard has been stored: headers are soon read again."""
-        ours = _of_job(self.place.files(), self.job)
-        if not self.lease.lost and not any(_is_work(name) for name in ours):
-            self.place.delete_below(ours)
+    def forget(self) -> None:
+        """Leave nothing of this job behind: nobody goes on with it."""
+        if not self.lease.lost:
+            self.place.delete_below(_of_job(self.place.files(), self.job))
             self.place.child(UNFINISHED).delete()
 
 
@@ -149,17 +148,21 @@ def claim(start: Start) -> Iterator[Claim]:
     with hold(place) as lease:
         if read_current(place) != start.current:
             raise ValueError(f"{place}: another preprocess job has just finished here; begin again")
-        names = place.files()
+        listing = place.listing()
+        names = sorted(listing)
         job = _job_to_go_on_with(start, names) or _new_job(start)
         ours = _of_job(names, job)
         needed = set() if start.current is None else start.current.files()
         _sweep(place, keep=ours | (set(names) if needed is None else needed))
-        claimed = Claim(place=place, job=job, lease=lease, names=frozenset(ours))
+        sizes = {name: int(listing[name]["size"]) for name in ours}
+        claimed = Claim(place=place, job=job, lease=lease, sizes=sizes)
         try:
             yield claimed
         except ValueError:
             with suppress(OSError):
-                claimed.forget_headers()
+                # headers alone are soon read again
+                if not any(map(_is_work, _of_job(place.files(), job))):
+                    claimed.forget()
             raise
         finally:
             _remove_empty_folders(place)

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from pipeline.config import BackgroundConfig, GroupingConfig, SplitConfig
 from pipeline.schema import IMAGES, SCHEMA_VERSION, TABLE_NAME, PixelFormat, check_shard_name
 from pipeline.storage import Location
 
@@ -117,27 +118,48 @@ class DatasetInfo:
         try:
             raw = json.loads(content)
             version = raw["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ValueError(
-                    f"{of}: schema version {version}, this farreach reads {SCHEMA_VERSION}; "
-                    f"preprocess it again"
-                )
-            formats = tuple(
-                PixelFormat(
-                    **{
-                        **kept,
-                        "band_mean": tuple(kept["band_mean"]),
-                        "band_std": tuple(kept["band_std"]),
-                    }
-                )
-                for kept in raw["formats"]
-            )
-            classes = {name: tuple(names) for name, names in raw["classes"].items()}
-            return DatasetInfo(**{**raw, "formats": formats, "classes": classes})
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            info = _info_in(raw) if version == SCHEMA_VERSION else None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{of}: dataset.json is damaged ({error!r}); preprocess again"
             ) from error
+        if info is None:
+            raise ValueError(
+                f"{of}: schema version {version}, this farreach reads {SCHEMA_VERSION}; "
+                f"preprocess it again"
+            )
+        return info
+
+
+def _info_in(raw: dict[str, Any]) -> DatasetInfo:
+    """What dataset.json holds; an error of any kind where something is missing or is no such."""
+    formats = tuple(
+        PixelFormat(
+            **{
+                **kept,
+                "band_mean": tuple(kept["band_mean"]),
+                "band_std": tuple(kept["band_std"]),
+            }
+        )
+        for kept in raw["formats"]
+    )
+    classes = {name: tuple(names) for name, names in raw["classes"].items()}
+    settings = {
+        **raw["settings"],
+        "grouping": asdict(GroupingConfig(**raw["settings"]["grouping"])),
+        "background": asdict(BackgroundConfig(**raw["settings"]["background"])),
+        "splits": asdict(SplitConfig(**raw["settings"]["splits"])),
+    }
+    info = DatasetInfo(**{**raw, "formats": formats, "classes": classes, "settings": settings})
+    if info.group_side_px != settings["grouping"]["group_side_px"]:
+        raise ValueError(f"group_side_px {info.group_side_px}, in its settings another")
+    unknown = {*info.label_columns.values()} - {"class", "number"}
+    if unknown:
+        raise ValueError(f"labels of kind {unknown}")
+    for kind in ("images", "quarantine"):
+        if not all(isinstance(info.tables[kind][name], str) for name in ("name", "sha256")):
+            raise ValueError(f"no name and checksum of the table of {kind}")
+    return info
 
 
 def stored_table(place: Location, info: DatasetInfo, kind: str) -> pa.Table:

@@ -51,6 +51,8 @@ def repair(
     for row in broken:
         _check_source(row, background=config.background)
     start = look_at_output(config.output, settings=settings_of(config), if_exists="append")
+    if start.current is None or start.current.job != info.job:
+        raise ValueError(f"{dataset.place}: another job has just finished here; begin again")
     quarantine = dataset.quarantine()
     kept = Kept(
         rows=[_stored(row) for row in rows if row["image_id"] not in damaged],
@@ -71,6 +73,7 @@ def repair(
         for row in broken:
             again = assembly.images.get(row["image_id"])
             if again is None or _content(again.row) != _content(row):
+                claimed.forget()
                 raise ValueError(
                     f"{row['uri']}: does not give the pixels of image {row['image_id']!r} again, "
                     f"so nothing was replaced; preprocess the dataset again"

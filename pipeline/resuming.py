@@ -1,7 +1,7 @@
 """What a job that was killed has done already: its journal, believed where it still holds.
 
-Everything is told from listings and from the journal's entries, a few thousand small files however
-many images there are; no source is opened.
+Everything is told from listings and from the journal's entries, small files: one a shard, and a few
+thousand of headers however many images there are. No source is opened.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def probed_before(claimed: Claim, images: pa.Table, *, limits: LimitsConfig) -> 
 
     What could not be opened is not among them: it may have been mended without changing.
     """
-    names = [name for name in claimed.names if name.startswith(f"{JOURNAL_FOLDER}/")]
+    names = [name for name in claimed.sizes if name.startswith(f"{JOURNAL_FOLDER}/")]
     entries = read_entries(
         claimed.place, [name for name in names if "-probed-" in name], schema=PROBED
     )
@@ -60,7 +60,7 @@ def stored_before(
         claimed.place,
         [
             name
-            for name in claimed.names
+            for name in claimed.sizes
             if name.startswith(f"{JOURNAL_FOLDER}/") and "-probed-" not in name
         ],
         schema=STORED,
@@ -78,7 +78,7 @@ def stored_before(
             and _is_dealt_with(piece, on_error=config.on_error)
             for piece in pieces
         )
-        if planned and not places & covered and _is_there(name, pieces, names, claimed.names):
+        if planned and not places & covered and _is_there(name, pieces, names, claimed.sizes):
             rows += [{field: piece[field] for field in STORED.names} for piece in pieces]
             covered |= places
     return rows
@@ -100,9 +100,15 @@ def _is_dealt_with(piece: dict[str, Any], *, on_error: str) -> bool:
 
 
 def _is_there(
-    entry: str, pieces: list[dict[str, Any]], names: ShardNames, there: frozenset[str]
+    entry: str, pieces: list[dict[str, Any]], names: ShardNames, sizes: dict[str, int]
 ) -> bool:
-    """Whether the entry's shard is named as its pieces would be now, and lies in its folder."""
+    """Whether the entry's shard is named as its pieces would be now, and lies there in its length.
+
+    After a power cut a file may have its name and not its content.
+    """
     shard = names.of([{field: piece[field] for field in NAMED_BY} for piece in pieces])
-    told = {piece["part"]["shard"] for piece in pieces if piece["part"] is not None}
-    return entry == entry_name(shard) and (not told or (told == {shard} and shard in there))
+    parts = [piece["part"] for piece in pieces if piece["part"] is not None]
+    return entry == entry_name(shard) and all(
+        part["shard"] == shard and part["start_byte"] + part["num_bytes"] <= sizes.get(shard, 0)
+        for part in parts
+    )

@@ -13,7 +13,7 @@ from pipeline.dataset import Dataset
 from pipeline.extract import group_hash
 from pipeline.grid import Grid
 from pipeline.records import ImageGroups, ImageRecord, Part, stored_table
-from pipeline.schema import SHARDS_FOLDER, UNFINISHED
+from pipeline.schema import OUR_FILES, PARTIAL, UNFINISHED
 
 READ_BYTES = 16_000_000
 """What is held at a time, unless a single group is larger."""
@@ -73,15 +73,14 @@ def _tables(dataset: Dataset) -> Iterator[str]:
         expected |= {"quarantined": bad[True], "bad_groups": bad[False]}
     except (ValueError, OSError) as error:
         yield str(error)
-    if info.settings["grouping"]["group_side_px"] != info.group_side_px:
-        yield f"dataset.json says group_side_px {info.group_side_px} and its settings do not"
     for name, value in expected.items():
-        if getattr(info, name) != value:
-            yield f"dataset.json says {name} {getattr(info, name)}, the tables say {value}"
+        told = getattr(info, name)
+        if told != value and repr(told) != repr(value):  # repr: NaN equals itself
+            yield f"dataset.json says {name} {told}, the tables say {value}"
 
 
 def _files(dataset: Dataset) -> Iterator[Problem]:
-    """Shards that are missing, too short, used twice, or used by nobody."""
+    """Shards that are missing, too short or used twice, and files of ours that nobody uses."""
     there = dataset.place.listing()
     used: dict[str, list[tuple[Part, str]]] = defaultdict(list)
     for record in dataset.images():
@@ -101,9 +100,10 @@ def _files(dataset: Dataset) -> Iterator[Problem]:
             end, last = part.start_byte + part.num_bytes, image
     if UNFINISHED in there:
         return  # a job is at work, or was killed: its shards are in no table yet
+    needed = {*used, *(table["name"] for table in dataset.info.tables.values())}
     for name in sorted(there):
-        if name.startswith(f"{SHARDS_FOLDER}/") and name not in used:
-            yield Problem(line=f"{dataset.place}: no image refers to {name}")
+        if (OUR_FILES.fullmatch(name) or PARTIAL.fullmatch(name)) and name not in needed:
+            yield Problem(line=f"{dataset.place}: no part of the dataset refers to {name}")
 
 
 def _image(dataset: Dataset, record: ImageRecord) -> str | None:

@@ -7,6 +7,7 @@ it. A full disk or a dead endpoint would make good images look bad, one after th
 import errno
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 
 from pipeline.readers.protocol import MachineError
 from pipeline.storage import Location
@@ -50,10 +51,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _read_through(place: Location) -> None:
-    """Read a local file's bytes once; a remote one's trouble is known without."""
+    """Read a local file's bytes; a remote one's trouble is known without."""
     if not place.is_local or (os.path.exists(place.path) and not os.path.isfile(place.path)):
         return  # reading a pipe would never end
-    with open(place.path, "rb", buffering=0) as source:
+    status = os.stat(place.path)
+    _read_once(place.path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _read_once(path: str, size: int, mtime_ns: int) -> None:
+    """A large image may have thousands of damaged pieces: a process reads it once for all."""
+    with open(path, "rb", buffering=0) as source:
         while source.read(BLOCK_BYTES):
             pass
 

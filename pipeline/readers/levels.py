@@ -41,6 +41,6 @@ def _on_the_ground(header: ImageHeader) -> float:
     if header.crs is None or header.transform is None:
         raise SourceError("has no CRS, so no ground resolution: choose by grouping.level")
     a, b, _, d, e, _ = header.transform
-    if not (area := abs(a * e - b * d)):
+    if not 0 < (area := abs(a * e - b * d)) < math.inf:
         raise SourceError("has a transform without area: choose by grouping.level")
     return math.sqrt(area)

@@ -17,6 +17,7 @@ from jobs.cli import run_entry
 from jobs.preprocess import PreprocessConfig, main
 from jobs.settings import load
 from pipeline.dataset import open_dataset
+from pipeline.verify import verify
 from tests.pipeline.scenes import noise, write_raster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -119,5 +120,5 @@ def test_a_killed_job_leaves_no_dataset_and_the_same_command_then_makes_it(tmp_p
     with pytest.raises(ValueError, match="not a finished dataset"):
         open_dataset(str(out))
     main(load(PreprocessConfig, None, command))
-    assert open_dataset(str(out)).verify() == []
+    assert verify(open_dataset(str(out))) == []
     assert not (out / "unfinished.json").exists()

@@ -5,9 +5,14 @@ import shutil
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +23,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import GroupingConfig, PreprocessConfig
+from pipeline.content_settings import settings_in
 from pipeline.dataset import DamagedError, Dataset, open_dataset
 from pipeline.flow import preprocess
 from pipeline.messages import Kind, StrangeBatchError, read_run
-from pipeline.records import ImageGroups, ImageRecord, Part
+from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part
+from pipeline.verify import verify
 from tests.pipeline.scenes import in_process, noise, write_raster
 
 
@@ -48,7 +55,7 @@ def test_groups_put_together_are_the_image_that_rasterio_reads(dataset: Dataset)
         with rasterio.open(record.uri) as source:
             expected = np.moveaxis(source.read(), 0, -1)
         assert np.array_equal(assembled(record, dataset.read(record), side_px=32), expected)
-    assert dataset.verify() == []
+    assert verify(dataset) == []
 
 
 @pytest.mark.parametrize("shard_mb", [1, 64])
@@ -114,7 +121,7 @@ def test_a_flipped_bit_a_short_shard_and_another_table_are_noticed(copied: Path)
     shard.write_bytes(whole)
     with pytest.raises(ValueError, match=r"group 0 of image .* is damaged \(checksum\)"):
         open_dataset(str(copied)).read(record)
-    assert len(open_dataset(str(copied)).verify()) == 1
+    assert len(verify(open_dataset(str(copied)))) == 1
     shard.write_bytes(whole[: part.start_byte + 100])
     with pytest.raises(ValueError, match="is cut short"):
         open_dataset(str(copied)).read(record)
@@ -220,7 +227,10 @@ def test_what_is_no_finished_dataset_is_refused(copied: Path, tmp_path: Path) ->
     info = json.loads((copied / "dataset.json").read_text())
     for change, says in [
         ({"schema_version": 99}, "schema version 99"),
-        ({"tables": {"images": {"name": "../x", "sha256": ""}}}, "names a table '../x'"),
+        (
+            {"tables": {**info["tables"], "images": {"name": "../x", "sha256": ""}}},
+            "names a table '../x'",
+        ),
         ({"formats": [{"wrong": 1}]}, "dataset.json is damaged"),
     ]:
         (copied / "dataset.json").write_text(json.dumps({**info, **change}))
@@ -231,6 +241,31 @@ def test_what_is_no_finished_dataset_is_refused(copied: Path, tmp_path: Path) ->
         open_dataset(str(copied))
     with pytest.raises(ValueError, match="not a finished dataset"):
         open_dataset(str(tmp_path / "absent"))
+
+
+def places_in(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where the values of a JSON document lie."""
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield (*at, key)
+            yield from places_in(value[key], (*at, key))
+
+
+@pytest.mark.parametrize("other", [None, "x", {}])
+def test_whatever_is_wrong_in_dataset_json_is_told_in_a_line(copied: Path, other: Any) -> None:
+    text = (copied / "dataset.json").read_text()
+    for *above, key in places_in(json.loads(text)):
+        for change in ("replaced", "missing"):
+            info = json.loads(text)
+            inner = reduce(getitem, above, info)
+            inner[key] = other
+            if change == "missing":
+                del inner[key]
+            (copied / "dataset.json").write_text(json.dumps(info))
+            with suppress(ValueError, FileNotFoundError):
+                verify(open_dataset(str(copied)))
+            with suppress(ValueError, FileNotFoundError):
+                settings_in(DatasetInfo.from_json(json.dumps(info).encode(), of="x").settings)
 
 
 def test_several_formats_are_refused_where_one_is_needed(dataset: Dataset) -> None:
@@ -247,6 +282,7 @@ import pyarrow.csv, pyarrow.parquet
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
 from pipeline.tables import read_table
+from pipeline.verify import verify
 def threads(): return len(os.listdir("/proc/self/task"))
 before = threads()
 open_dataset(sys.argv[1]).images()

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 import rasterio
 
 from pipeline import store
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
 from pipeline.plan import grid_of, store_tasks
-from pipeline.readers import watched
+from pipeline.readers import rasterio_reader, watched
 from pipeline.readers.open import LastImage
 from pipeline.readers.protocol import ImageReader
 from pipeline.readers.rasterio_reader import RasterioReader
@@ -57,20 +58,30 @@ def read_at(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     return seen
 
 
+@pytest.mark.parametrize("leave_out", ["nodata", "mask"])
 @pytest.mark.parametrize("kind", SOURCES)
-def test_a_piece_reads_each_tile_once(kind: str, tmp_path: Path, read_at: Counter[int]) -> None:
+def test_a_piece_reads_each_tile_once(
+    kind: str,
+    leave_out: str,
+    tmp_path: Path,
+    read_at: Counter[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rasterio_reader, "CACHE_BYTES", 500_000)  # too little without keep_tiles
     pixels = noise(1500, 2100, 3)
     path = write_raster(tmp_path / "a.tif", pixels, **SOURCES[kind])
     place = Location(scheme="memory", path=f"/{kind}.tif")
     fsspec.filesystem("memory").pipe_file(place.path, path.read_bytes())
     grouping = GroupingConfig(group_side_px=SIDE_PX)
+    write_raster(tmp_path / "masks" / "a.tif", np.ones((15, 21, 1), np.uint8))
+    masks = str(tmp_path / "masks") if leave_out == "mask" else None
     with RasterioReader(place, suffix=".tif", level=0, bands=None) as image:
         piece = {"image_id": "a", "uri": "a.tif", "header": asdict(image.header)}
         num_groups = grid_of(image.header, side_px=SIDE_PX).num_groups
         groups = store._content(
             {**piece, "first_group": 0, "num_groups": num_groups},
             grouping=grouping,
-            background=BackgroundConfig(),
+            background=BackgroundConfig(leave_out=(leave_out,), masks=masks),
             limits=LimitsConfig(),
             images=OneImage(image),
             on_error="fail",

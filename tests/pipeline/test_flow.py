@@ -12,6 +12,7 @@ from pyarrow import parquet
 from pipeline.config import BackgroundConfig, GroupingConfig, PreprocessConfig, SplitConfig
 from pipeline.dataset import open_dataset
 from pipeline.flow import PreprocessReport, StageRunner, on_ray, preprocess
+from pipeline.verify import verify
 from tests.pipeline.scenes import backwards, in_process, noise, write_large_scene, write_raster
 
 BAD = {
@@ -47,7 +48,7 @@ def test_real_files_good_and_bad_make_one_dataset(shared: Path, tmp_path: Path) 
     for uri, _, cause in report.quarantined:
         assert BAD[Path(uri).name] in cause
     stored = open_dataset(report.output)
-    assert stored.verify() == []
+    assert verify(stored) == []
     assert stored.read(stored.images()[2]).pixels == []  # all-nodata
     images = {record.image_id: record for record in stored.images()}
     assert {name: len(record.groups) for name, record in images.items()} == {

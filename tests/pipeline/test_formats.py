@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.dataset import open_dataset
 from pipeline.flow import preprocess
+from pipeline.verify import verify
 from tests.pipeline.scenes import in_process, noise, write_raster
 
 SIDE_PX = 96
@@ -59,7 +60,7 @@ def stored_whole(folder: Path) -> tuple[np.ndarray, str]:
     config = PreprocessConfig(sources=str(folder / "in"), output=output, grouping=grouping)
     preprocess(config, run_stage=in_process)
     dataset = open_dataset(output)
-    assert dataset.verify() == []
+    assert verify(dataset) == []
     (image,) = dataset.images()
     squares = np.stack(dataset.read(image).pixels)
     squares = squares.reshape(image.grid_rows, image.grid_columns, *squares.shape[1:])

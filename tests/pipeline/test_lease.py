@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.dataset import open_dataset
 from pipeline.flow import Stage, preprocess
 from pipeline.lease import hold
 from pipeline.storage import Location
+from pipeline.verify import verify
 from tests.pipeline.killing import forks, hold_and_wait
 from tests.pipeline.scenes import in_process, noise, stores, write_raster
 
@@ -75,6 +77,23 @@ def test_a_killed_job_s_lease_is_taken_over_at_once_and_a_living_one_s_is_not(
     other.join()
     with hold(place):
         assert leases(place) == ["lease-000002.json"]
+
+
+def test_a_holder_that_slept_through_two_others_leaves_the_lease_to_the_last(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENT_S", 0.0)
+    monkeypatch.setattr(lease, "_is_alive", lambda holder: None)
+    with ExitStack() as slow:
+        first = slow.enter_context(hold(place))
+        with hold(place):
+            pass
+        with hold(place) as last:
+            assert leases(place) == ["lease-000001.json"]
+            with pytest.raises(ValueError, match="another preprocess job has taken over"):
+                first.check()
+            slow.close()
+            last.check()
 
 
 def test_a_process_that_got_a_dead_holder_s_id_is_not_taken_for_it(tmp_path: Path) -> None:
@@ -169,7 +188,7 @@ def test_a_job_that_lost_its_lease_publishes_nothing(tmp_path: Path, tasks: int)
     assert "\n" not in str(caught.value)
     stored = open_dataset(config.output)
     assert stored.info.digest == done[0].digest
-    assert stored.verify() == []
+    assert verify(stored) == []
 
 
 def test_a_store_that_is_away_loses_nobody_a_lease(

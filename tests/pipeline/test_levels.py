@@ -1,5 +1,6 @@
 """The level of a pyramid is chosen by its number, or by how large its px are."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_an_image_without_such_a_level_or_without_a_spacing_is_put_aside_with_th
         in (probed(slide, mpp=2.0)["cause"])
     )
     assert "has no CRS" in probed(slide, resolution=1.0)["cause"]
+
+
+@pytest.mark.parametrize("metres", [math.nan, math.inf, 1e-320])
+def test_a_transform_that_is_no_number_chooses_no_level(tmp_path: Path, metres: float) -> None:
+    transform = rasterio.Affine(metres, 0, 0, 0, -metres, 0)
+    path = write_raster(tmp_path / "a.tif", noise(40, 40, 1), transform=transform)
+    assert "has a transform without area" in probed(path, resolution=1.0)["cause"]
 
 
 def test_images_of_one_dataset_may_come_from_different_levels(scene: Path, tmp_path: Path) -> None:

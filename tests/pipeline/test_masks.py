@@ -1,10 +1,12 @@
 """Masks beside images and inside them say which groups are kept."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import rasterio
 from hypothesis import given
@@ -14,7 +16,7 @@ from rasterio.enums import ColorInterp
 from pipeline import masks
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig, PreprocessConfig
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.flow import preprocess
+from pipeline.flow import Stage, preprocess
 from pipeline.grid import Grid, Window
 from pipeline.masks import kept_share
 from pipeline.readers.open import open_image
@@ -107,6 +109,27 @@ def test_a_coarse_mask_of_another_format_keeps_the_groups_it_covers(tmp_path: Pa
     strict = dataset_of(tmp_path / "images", tmp_path / "strict", **asked, min_content_share=0.26)
     assert list(strict.images()[0].groups) == [11]
     assert strict.info.digest != stored.info.digest
+
+
+def test_a_relative_folder_of_masks_is_found_by_workers_and_later_jobs_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def far_away(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
+        monkeypatch.chdir("/")
+        yield from in_process(stage, tasks)
+
+    write_raster(tmp_path / "images" / "a.tif", noise(40, 40, 1))
+    write_raster(tmp_path / "masks" / "a.tif", np.ones((5, 5, 1), "uint8"))
+    monkeypatch.chdir(tmp_path)
+    config = PreprocessConfig(
+        sources=str(tmp_path / "images"),
+        output=str(tmp_path / "out"),
+        grouping=GroupingConfig(group_side_px=SIDE_PX),
+        background=BackgroundConfig(leave_out=("mask",), masks="masks"),
+    )
+    assert preprocess(config, run_stage=far_away).images == 1
+    settings = open_dataset(config.output).info.settings
+    assert settings["background"]["masks"] == str(tmp_path / "masks")
 
 
 def test_an_image_without_its_mask_is_put_aside(tmp_path: Path) -> None:

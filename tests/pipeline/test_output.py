@@ -10,6 +10,7 @@ from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import Stage, preprocess
 from pipeline.schema import SHARDS_FOLDER, shard_name
+from pipeline.verify import verify
 from tests.pipeline.scenes import in_process, noise, stores, write_raster
 
 
@@ -83,7 +84,7 @@ def test_an_interrupted_job_leaves_no_dataset_and_the_next_one_cleans_up(
         f"{SHARDS_FOLDER}/notes.arrow",
         *files_of(open_dataset(config.output)),
     }
-    assert open_dataset(config.output).verify() == []
+    assert verify(open_dataset(config.output)) == []
 
 
 def test_a_finished_dataset_is_refused_or_replaced_as_asked(config: PreprocessConfig) -> None:
@@ -95,11 +96,11 @@ def test_a_finished_dataset_is_refused_or_replaced_as_asked(config: PreprocessCo
     )
     second = preprocess(smaller, run_stage=in_process)
     assert second.digest != first.digest
-    assert open_dataset(config.output).verify() == []
+    assert verify(open_dataset(config.output)) == []
     third = preprocess(changed(config, if_exists="replace"), run_stage=in_process)
     assert third.digest == first.digest
     stored = open_dataset(config.output)
-    assert stored.verify() == []
+    assert verify(stored) == []
     assert files(Path(config.output)) == files_of(stored)
 
 
@@ -115,7 +116,7 @@ def test_a_replacement_that_dies_leaves_the_old_dataset_whole(
     assert before < files(Path(config.output))
     stored = open_dataset(config.output)
     assert stored.info.digest == first.digest
-    assert stored.verify() == []
+    assert verify(stored) == []
 
 
 def test_a_dataset_of_another_schema_version_stays_until_it_is_replaced(
@@ -163,7 +164,7 @@ def test_an_old_dataset_stays_whole_until_the_new_one_is_published(
         with pytest.raises(KeyboardInterrupt):
             preprocess(changed(config, if_exists="replace"), run_stage=in_process)
     assert open_dataset(config.output).info.digest == first.digest
-    assert open_dataset(config.output).verify() == []
+    assert verify(open_dataset(config.output)) == []
 
 
 def test_a_folder_of_other_things_is_not_written_into(config: PreprocessConfig) -> None:

@@ -132,6 +132,19 @@ def test_past_a_limit_the_job_fails_and_names_the_first(
     assert not (tmp_path / "again" / "dataset.json").exists()
 
 
+def test_a_file_with_damage_in_every_piece_is_read_through_once(
+    tmp_path: Path, config: PreprocessConfig
+) -> None:
+    every = [(row, column) for row in range(5) for column in range(7)]
+    with_damaged_tiles(tmp_path / "in" / "a.tif", tiles=every)
+    write_raster(tmp_path / "in" / "b.tif", noise(100, 100, 3))
+    before = faults._read_once.cache_info().misses
+    preprocess(replace(config, shard_mb=1, on_error="quarantine"), run_stage=in_process)
+    assert len(open_dataset(config.output).quarantine()) == 1
+    assert faults._read_once.cache_info().misses == before + 1
+    assert faults._read_once.cache_info().hits > 0
+
+
 def test_a_disk_that_fails_below_a_bad_group_ends_the_job(
     tmp_path: Path, config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

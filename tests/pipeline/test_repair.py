@@ -104,15 +104,36 @@ def test_a_source_that_gives_other_pixels_under_its_old_tag_replaces_nothing(fol
     damage(folder, 1)
     before = contents(folder)
     source = folder.parent / "in" / "scan1.tif"
-    status = source.stat()
+    status, right = source.stat(), source.read_bytes()
     write_raster(source, noise(200, 230, 3, seed=77))
     os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert source.stat().st_size == status.st_size
     with pytest.raises(ValueError, match="does not give the pixels of image 'scan1' again"):
         mend(folder)
-    assert {name: before[name] for name in before} == {
-        name: content for name, content in contents(folder).items() if name in before
-    }
+    assert contents(folder) == before
+    source.write_bytes(right)
+    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    mend(folder)
+    assert verify(open_dataset(str(folder))) == []
+
+
+def test_a_dataset_that_another_job_has_replaced_meanwhile_is_left_to_it(folder: Path) -> None:
+    damage(folder, 1)
+    dataset = open_dataset(str(folder))
+    config = PreprocessConfig(
+        sources=str(folder.parent / "in"),
+        output=str(folder),
+        grouping=GroupingConfig(group_side_px=64),
+        if_exists="replace",
+    )
+    tables = {name: (folder / name).read_bytes() for name in os.listdir(folder) if "-" in name}
+    preprocess(config, run_stage=in_process)
+    for name, content in tables.items():  # a job killed right after it has published
+        (folder / name).write_bytes(content)
+    before = contents(folder)
+    with pytest.raises(ValueError, match="another job has just finished here"):
+        repair(dataset, {"scan1"}, limits=LimitsConfig(), run_stage=in_process)
+    assert contents(folder) == before
 
 
 def test_a_dataset_whose_tables_do_not_add_up_is_not_repaired(folder: Path) -> None:

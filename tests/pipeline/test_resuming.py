@@ -13,13 +13,21 @@ import numpy as np
 import pytest
 import s3fs
 
-from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig, PreprocessConfig
+from pipeline.config import (
+    BackgroundConfig,
+    GroupingConfig,
+    LimitsConfig,
+    PreprocessConfig,
+    SplitConfig,
+)
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import PreprocessReport, Stage, preprocess
+from pipeline.verify import verify
 from tests.pipeline.killing import killed_at
 from tests.pipeline.scenes import backwards, in_process, noise, stores, write_raster
 from tests.pipeline.test_faults import away
 from tests.pipeline.test_output import changed, dies_after, files, files_of
+from tests.pipeline.test_quarantine import with_damaged_tiles
 
 KILLS = 10
 DEEDS = 70
@@ -54,7 +62,7 @@ def assert_same(config: PreprocessConfig, expected: Dataset) -> None:
     stored = open_dataset(config.output)
     assert stored.info.digest == expected.info.digest
     assert stored.info.formats == expected.info.formats
-    assert stored.verify() == []
+    assert verify(stored) == []
     assert files(Path(config.output)) == files_of(stored)
     assert [bad["image_id"] for bad in stored.quarantine()] == [
         bad["image_id"] for bad in expected.quarantine()
@@ -95,7 +103,7 @@ def found_after_a_kill(config: PreprocessConfig) -> str:
     """How far the job had come; a dataset that can be opened is whole at any moment."""
     left = files(Path(config.output))
     if "dataset.json" in left:
-        assert open_dataset(config.output).verify() == []
+        assert verify(open_dataset(config.output)) == []
         return "published"
     with pytest.raises(ValueError, match="not a finished dataset"):
         open_dataset(config.output)
@@ -122,7 +130,7 @@ def test_a_job_killed_over_a_finished_dataset_leaves_it_whole_and_ends_like_one_
     for _ in range(3):
         if killed_at(again, chance.randint(5, 60)):
             stored = open_dataset(config.output)
-            assert stored.verify() == []
+            assert verify(stored) == []
             assert stored.info.digest in (first.info.digest, expected.info.digest)
     preprocess(again, run_stage=in_process)
     assert_same(config, expected)
@@ -147,7 +155,9 @@ def test_only_what_is_missing_is_read_again(config: PreprocessConfig, tmp_path: 
     assert_same(config, undisturbed(config))
 
 
-@pytest.mark.parametrize("damage", ["half an entry", "no shard", "another's entry"])
+@pytest.mark.parametrize(
+    "damage", ["half an entry", "no shard", "a short shard", "another's entry"]
+)
 def test_a_journal_that_does_not_fit_its_shards_is_not_believed(
     config: PreprocessConfig, damage: str
 ) -> None:
@@ -161,6 +171,8 @@ def test_a_journal_that_does_not_fit_its_shards_is_not_believed(
         entry.write_bytes(entry.read_bytes()[:-200])
     elif damage == "no shard":
         shards[0].unlink()
+    elif damage == "a short shard":
+        os.truncate(shards[0], shards[0].stat().st_size // 2)
     else:
         entry.write_bytes((out / "journal" / shards[1].name).read_bytes())
     preprocess(config, run_stage=in_process)
@@ -215,6 +227,32 @@ def test_a_cause_that_was_mended_without_a_change_of_the_source_is_looked_at_aga
         preprocess(narrow, run_stage=dies_after(0))
     preprocess(config, run_stage=in_process)
     assert_same(config, undisturbed(config))
+
+
+@pytest.mark.parametrize(
+    ("images", "policy", "said"),
+    [
+        ([0], {"max_bad_images": 0}, "1 images cannot be read, more than max_bad_images 0"),
+        ([0], {"on_error": "fail"}, "on_error=quarantine would go on without it"),
+        ([0, 1], {}, r"none of 2 image\(s\) can be read"),
+    ],
+)
+def test_damage_that_ended_a_job_ends_it_again_when_all_of_its_shards_are_there(
+    tmp_path: Path, images: list[int], policy: dict[str, Any], said: str
+) -> None:
+    for number in range(2):
+        tiles = [(0, 0)] if number in images else []
+        with_damaged_tiles(tmp_path / "in" / f"{number}.tif", tiles=tiles)
+    config = PreprocessConfig(
+        sources=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        grouping=GroupingConfig(group_side_px=128),
+        **policy,
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=said):
+            preprocess(config, run_stage=in_process)
+        assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 def test_limits_that_became_narrower_hold_for_what_was_read_before(
@@ -317,7 +355,7 @@ def test_an_image_that_vanished_from_the_sources_stays_and_is_reported(
     (tmp_path / "in" / "3.tif").unlink()
     report = preprocess(replace(config, if_exists="append"), run_stage=in_process)
     assert (report.vanished, report.digest) == (["3"], first.digest)
-    assert open_dataset(config.output).verify() == []
+    assert verify(open_dataset(config.output)) == []
 
 
 def test_append_is_refused_with_other_settings_and_without_labels(
@@ -328,6 +366,7 @@ def test_append_is_refused_with_other_settings_and_without_labels(
     others: dict[str, Any] = {
         "grouping.level 1, was": {"grouping": GroupingConfig(group_side_px=64, level=1)},
         "background.leave_out": {"background": BackgroundConfig(leave_out=())},
+        "splits.seed 5, was 0": {"splits": SplitConfig(seed=5)},
     }
     for says, settings in others.items():
         with pytest.raises(ValueError, match=f"the dataset has other settings: {says}"):
@@ -375,7 +414,7 @@ def test_a_store_that_dies_in_the_middle_ends_the_job_with_a_line_and_is_gone_on
     assert report.resumed_groups > 0
     stored = open_dataset("s3://scans/out")
     assert stored.info.digest == expected.info.digest
-    assert stored.verify() == []
+    assert verify(stored) == []
     assert {name.removeprefix("scans/out/") for name in s3.find("scans/out")} == files_of(stored)
 
 

@@ -23,6 +23,7 @@ from pipeline.readers.protocol import SourceError
 from pipeline.sources import find_images
 from pipeline.storage import Location
 from pipeline.store import store_shards
+from pipeline.verify import verify
 from tests.pipeline.scenes import in_process
 
 NAMES = ShardNames(job="0123456789ab", settings={})
@@ -42,7 +43,7 @@ def test_a_dataset_from_s3_to_s3_has_the_digest_and_pixels_of_a_local_one(
     report = preprocess(config, run_stage=in_process)
     assert report.digest == dataset.info.digest
     remote = open_dataset("s3://scans/out")
-    assert remote.verify() == []
+    assert verify(remote) == []
     assert not s3.exists("scans/out/unfinished.json")
     for here, there in zip(dataset.images(), remote.images(), strict=True):
         assert there.uri.startswith("s3://scans/in/")

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import s3fs
 
-from pipeline.config import GroupingConfig, PreprocessConfig
+from pipeline.config import BackgroundConfig, GroupingConfig, PreprocessConfig
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.flow import preprocess
 from pipeline.records import Part
@@ -77,13 +78,16 @@ def test_pixels_with_checksums_of_their_own_are_still_other_content(
     assert problem.image_id == record.image_id
 
 
-def test_missing_short_and_stray_shards_are_named(copied: Path) -> None:
+def test_missing_short_and_stray_files_are_named(copied: Path) -> None:
     _, shard, part = part_of(copied, 0)
     whole = shard.read_bytes()
     (copied / "shards" / shard.name.replace(shard.stem[-4:], "0000")).write_bytes(b"stray")
-    (problem,) = verify(open_dataset(str(copied)))
-    assert "no image refers to shards/" in problem.line
-    assert problem.image_id is None
+    (copied / "images-000000000000.parquet").write_bytes(b"stray")
+    (copied / "shards" / "notes.txt").write_text("not ours")
+    table, stray = verify(open_dataset(str(copied)))
+    assert "no part of the dataset refers to images-000000000000.parquet" in table.line
+    assert "no part of the dataset refers to shards/" in stray.line
+    assert (table.image_id, stray.image_id) == (None, None)
     shard.write_bytes(whole[: part.start_byte + part.num_bytes - 8])
     assert "is cut short" in lines(verify(open_dataset(str(copied))))
     shard.unlink()
@@ -93,7 +97,7 @@ def test_missing_short_and_stray_shards_are_named(copied: Path) -> None:
     }
     assert f"{shard.name} is missing" in lines(problems)
     (copied / "unfinished.json").write_text("{}")
-    assert "no image refers" not in lines(verify(open_dataset(str(copied))))
+    assert "no part of" not in lines(verify(open_dataset(str(copied))))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,22 @@ def test_a_number_in_dataset_json_that_the_tables_deny_is_named(
     (copied / "dataset.json").write_text(json.dumps({**info, name: change(info)}))
     (problem,) = verify(open_dataset(str(copied)))
     assert f"dataset.json says {name} " in problem.line
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_statistics_that_overflow_are_no_damage(tmp_path: Path) -> None:
+    pixels = np.full((64, 128, 1), 1e200)
+    pixels[:, :64], pixels[:2, 64:] = np.nan, -1e200
+    config = PreprocessConfig(
+        sources=str(write_raster(tmp_path / "a.tif", pixels)),
+        output=str(tmp_path / "out"),
+        grouping=GroupingConfig(group_side_px=64),
+        background=BackgroundConfig(leave_out=()),
+    )
+    preprocess(config, run_stage=in_process)
+    dataset = open_dataset(config.output)
+    assert not np.isfinite(dataset.format.band_std).any()
+    assert verify(dataset) == []
 
 
 def test_a_damaged_quarantine_table_is_named(copied: Path) -> None:
