@@ -185,11 +185,10 @@ def _content(
     image = images.open(piece["uri"], level=planned.level, bands=grouping.bands, limits=limits)
     if repr(image.header) != repr(planned):  # repr: NaN nodata equals itself
         raise SourceError("changed while it was being preprocessed")
-    image.keep_tiles(
-        kept_tiles(grid, tile_height_px=planned.tile_height_px, tile_width_px=planned.tile_width_px)
-    )
+    tiles = {"tile_height_px": planned.tile_height_px, "tile_width_px": planned.tile_width_px}
     runs = grid.runs(piece["first_group"], piece["num_groups"], most=most)
     with open_mask(piece["image_id"], background=background, limits=limits) as mask:
+        image.keep_tiles(kept_tiles(grid, **tiles))  # a mask that is opened takes the cache over
         for first, count in runs:
             rows = addresses(piece["image_id"], grid=grid, first=first, count=count)
             rows = leave_out_masked(rows, image=image, mask=mask, grid=grid, background=background)
