@@ -192,9 +192,17 @@ class Feed:
         )
 
     def read(self, share: Share) -> Batch:
-        """These images, or who stands in for those that are damaged."""
+        """These images, or who stands in for those that are damaged.
+
+        Whole images are damaged in every step. A crop may lie beside the damage, and what earlier
+        steps came upon must not decide, or a training that goes on would see other images.
+        """
+        whole = self.augment.crop_groups is None
+        unreadable = set(self.stand_ins.known() if whole else ())
         while True:
-            found = self.stand_ins.of(share.images, step=share.step, turns=share.turns)
+            found = self.stand_ins.of(
+                share.images, step=share.step, turns=share.turns, unreadable=unreadable
+            )
             try:
                 return replace(
                     self._read(replace(share, images=found.images)),
@@ -202,7 +210,7 @@ class Feed:
                     damaged=found.damaged if share.weight else (),
                 )
             except DamagedError as error:
-                self.stand_ins.leave_out(error)
+                unreadable.add(self.stand_ins.found(error))
 
     def _read(self, share: Share) -> Batch:
         records = [self.labelled.records[index] for index in share.images]
