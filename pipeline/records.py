@@ -9,8 +9,17 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from pipeline.schema import IMAGES, SCHEMA_VERSION, TABLE_NAME, PixelFormat, check_shard_name
+from pipeline.schema import (
+    DTYPES,
+    IMAGES,
+    SCHEMA_VERSION,
+    TABLE_NAME,
+    PixelFormat,
+    check_shard_name,
+)
 from pipeline.storage import Location
+
+NO_JSON = (json.JSONDecodeError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,15 @@ class ImageRecord:
     parts: tuple[Part, ...]
     sha256: str
     labels: dict[str, str | float | None]
+
+    def __post_init__(self) -> None:
+        sizes = (self.width_px, self.height_px, self.bands, self.grid_rows, self.grid_columns)
+        if any(each is None or each < 1 for each in sizes) or self.dtype not in DTYPES:
+            raise ValueError(
+                f"image {self.image_id!r} claims {self.width_px} x {self.height_px} px of "
+                f"{self.bands} x {self.dtype} in {self.grid_rows} x {self.grid_columns} groups: "
+                "preprocess again"
+            )
 
     @staticmethod
     def from_row(row: dict[str, Any]) -> "ImageRecord":
@@ -122,6 +140,9 @@ class DatasetInfo:
                     f"{of}: schema version {version}, this farreach reads {SCHEMA_VERSION}; "
                     f"preprocess it again"
                 )
+            side_px = raw["group_side_px"]
+            if not isinstance(side_px, int) or side_px < 1:
+                raise TypeError(f"group_side_px {side_px!r}")
             formats = tuple(
                 PixelFormat(
                     **{
@@ -134,7 +155,7 @@ class DatasetInfo:
             )
             classes = {name: tuple(names) for name, names in raw["classes"].items()}
             return DatasetInfo(**{**raw, "formats": formats, "classes": classes})
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, *NO_JSON) as error:
             raise ValueError(
                 f"{of}: dataset.json is damaged ({error!r}); preprocess again"
             ) from error
