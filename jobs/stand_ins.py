@@ -37,7 +37,8 @@ class StandIns:
     def __init__(self, order: Order, *, records: Sequence[ImageRecord], max_share: float) -> None:
         self.order = order
         self.ids = [record.image_id for record in records]
-        self.allowed = int(max_share * len(records))
+        # 0.29 of 100 is a little less than 29 in binary
+        self.allowed = int(round(max_share * len(records), 6))
         self.damaged: set[int] = set()
         self._lock = threading.Lock()
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fit_model.augment.config import UNCHANGED, AugmentConfig
 from jobs.batches import Batch, BatchConfig, Feed, Share
@@ -209,3 +211,11 @@ def test_what_others_found_counts_too():
     known.add([3, 4])
     with pytest.raises(MachineFault, match=r"^3 of 10 images cannot be read \('3', '4', '5'\)"):
         known.add([5])
+
+
+@given(st.integers(0, 99), st.integers(1, 3000))
+def test_a_share_in_percent_allows_so_many_of_a_hundred(percent, images):
+    records: list[Any] = [SimpleNamespace(image_id="")] * images
+    order = Order(digest="d", seed=0, groups=[1] * images, batch_images=4)
+    known = StandIns(order, records=records, max_share=percent / 100)
+    assert known.allowed == percent * images // 100
