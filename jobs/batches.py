@@ -153,8 +153,9 @@ class Feed:
         places = deque(product(steps, range(self.config.accumulation)))
         # from afar an answer takes long to begin, so all of them are asked for at once
         readers = 1 if self.dataset.place.is_local else ahead + 1
-        with ThreadPoolExecutor(max_workers=readers, thread_name_prefix="feed") as reader:
-            waiting: deque[tuple[Share, Future[Batch], int]] = deque()
+        reader = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="feed")
+        waiting: deque[tuple[Share, Future[Batch], int]] = deque()
+        try:
             while places or waiting:
                 while places and len(waiting) <= ahead:
                     share = self.share(*places[0])
@@ -165,6 +166,8 @@ class Feed:
                     places.popleft()
                 share, found, _ = waiting.popleft()
                 yield self.agreed(share, found.result())
+        finally:
+            reader.shutdown(cancel_futures=True)
 
     def share(self, step: int, part: int) -> Share:
         """Part `part` of this worker's share of the global batch of `step`.
@@ -192,9 +195,17 @@ class Feed:
         )
 
     def read(self, share: Share) -> Batch:
-        """These images, or who stands in for those that are damaged."""
+        """These images, or who stands in for those that are damaged.
+
+        Whole images are damaged in every step. A crop may lie beside the damage, and what earlier
+        steps came upon must not decide, or a training that goes on would see other images.
+        """
+        whole = self.augment.crop_groups is None
+        unreadable = set(self.stand_ins.known() if whole else ())
         while True:
-            found = self.stand_ins.of(share.images, step=share.step, turns=share.turns)
+            found = self.stand_ins.of(
+                share.images, step=share.step, turns=share.turns, unreadable=unreadable
+            )
             try:
                 return replace(
                     self._read(replace(share, images=found.images)),
@@ -202,7 +213,7 @@ class Feed:
                     damaged=found.damaged if share.weight else (),
                 )
             except DamagedError as error:
-                self.stand_ins.leave_out(error)
+                unreadable.add(self.stand_ins.found(error))
 
     def _read(self, share: Share) -> Batch:
         records = [self.labelled.records[index] for index in share.images]
@@ -268,11 +279,6 @@ def read_images(
             except ValueError as error:
                 raise ValueError(f"image {record.image_id!r}: {error}") from error
     return collate(images)
-
-
-def read_groups(dataset: Dataset, record: ImageRecord) -> GroupBatch:
-    """All stored groups of one image as a batch of one image."""
-    return as_batch(dataset.read(record), record)
 
 
 def as_batch(groups: ImageGroups, record: ImageRecord) -> GroupBatch:

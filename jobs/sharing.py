@@ -1,7 +1,7 @@
 """Which worker of a training holds what: images are dealt to group sets, groups inside a set.
 
 rank 0 1 2 3, parallel.groups 2:  sets (0 1) (2 3)
-images of a step                  every second one to each set
+images of a step                  dealt so that all sets have like numbers of groups
 groups of an image                a run of them to each worker of the set
 """
 

@@ -4,7 +4,7 @@ image -> the first of (image, *order.substitutes(step, image)) that can be read
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import count
 
@@ -37,21 +37,35 @@ class StandIns:
     def __init__(self, order: Order, *, records: Sequence[ImageRecord], max_share: float) -> None:
         self.order = order
         self.ids = [record.image_id for record in records]
-        self.allowed = int(max_share * len(records))
+        # 0.29 of 100 is a little less than 29 in binary
+        self.allowed = int(round(max_share * len(records), 6))
         self.damaged: set[int] = set()
         self._lock = threading.Lock()
 
-    def of(self, images: Sequence[int], *, step: int, turns: Sequence[int] = ()) -> Found:
-        """Those that stand in for `images` in `step`, passing over at least `turns` of each."""
+    def known(self) -> frozenset[int]:
+        """All that are damaged, as far as this worker knows."""
         with self._lock:
-            known = frozenset(self.damaged)
+            return frozenset(self.damaged)
+
+    def of(
+        self,
+        images: Sequence[int],
+        *,
+        step: int,
+        turns: Sequence[int] = (),
+        unreadable: Set[int] = frozenset(),
+    ) -> Found:
+        """Those that stand in for `images` in `step`.
+
+        Passed over are those that are `unreadable`, and at least `turns` of each.
+        """
         found: list[int] = []
         passed: list[int] = []
         taken: list[int] = []
         for image, least in zip(images, turns or [0] * len(images), strict=True):
             for turn in count():
                 candidate = self._candidate(step, image, turn)
-                if turn >= least and candidate not in known:
+                if turn >= least and candidate not in unreadable:
                     break
                 passed.append(candidate)
             found.append(candidate)
@@ -65,12 +79,14 @@ class StandIns:
             raise self._too_many(turn)
         return int(self.order.substitutes(step, image)[turn - 1])
 
-    def leave_out(self, error: DamagedError) -> None:
-        """Never read this image again."""
-        self.add([self.ids.index(error.image_id)])
+    def found(self, error: DamagedError) -> int:
+        """The number of an image that turned out to be damaged."""
+        image = self.ids.index(error.image_id)
+        self.add([image])
+        return image
 
     def add(self, images: Iterable[int]) -> None:
-        """Never read these again; MachineFault when they are too many."""
+        """These are damaged; MachineFault when they are too many."""
         with self._lock:
             self.damaged.update(images)
         if len(self.damaged) > self.allowed:

@@ -30,7 +30,7 @@ from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part, stored
 from pipeline.schema import INFO, PixelFormat
 from pipeline.storage import Location
 
-OPEN_MAPS = 512  # each holds a file descriptor, of which a process has about a thousand
+OPEN_MAPS = 512  # a process may have 65,530 mappings, and its allocator wants many of them
 Found = TypeVar("Found")
 NONE = np.empty(0, np.int64)
 

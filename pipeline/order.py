@@ -111,17 +111,18 @@ def balanced(
 
     In every window of `balance_steps` batches images are sorted by size, the largest first, and cut
     into batches again; these follow each other as their earliest images did. What is left over at
-    the end of an epoch stays its last, smaller batch. Images of equal size stay as they are. A
-    window is a quarter of an epoch at most, or the same images would meet in every epoch.
+    the end of an epoch stays its last, smaller batch: chance alone decides who weighs more there.
+    Images of equal size stay as they are. A window is a quarter of an epoch at most, or the same
+    images would meet in every epoch.
     """
-    place = np.arange(len(permutation))
-    steps = max(1, min(balance_steps, len(place) // batch_images // 4))
+    whole = len(permutation) // batch_images * batch_images
+    place = np.arange(whole)
+    steps = max(1, min(balance_steps, whole // batch_images // 4))
     window = place // (batch_images * steps)
-    by_size = np.lexsort((place, -groups[permutation], window))
-    whole = len(place) // batch_images * batch_images
-    batches = np.sort(by_size[:whole].reshape(-1, batch_images), axis=1)
+    by_size = np.lexsort((place, -groups[permutation[:whole]], window))
+    batches = np.sort(by_size.reshape(-1, batch_images), axis=1)
     batches = batches[np.argsort(batches[:, 0], kind="stable")]
-    return permutation[np.concatenate([batches.reshape(-1), by_size[whole:]])]
+    return np.concatenate([permutation[batches.reshape(-1)], permutation[whole:]])
 
 
 def deal(groups: Sequence[int], *, num_workers: int, num_parts: int) -> list[list[list[int]]]:

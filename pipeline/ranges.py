@@ -4,7 +4,6 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -70,15 +69,14 @@ class Ranges:
 
     def _piece(self, place: Location, start: int, size: int) -> bytes:
         """One request, repeated with growing, random pauses while the store is away."""
-        failing_since = None
-        for attempt in count():
+        failing_since, longest = None, FIRST_WAIT_S
+        while True:
             try:
                 return place.read_range(start, size)
             except (FileNotFoundError, PermissionError):
                 raise
             except OSError as error:
                 failing_since = failing_since or time.monotonic()
-                longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
                 # all workers come back at different moments, or they would bring it down again
                 wait_s = random.uniform(0.0, longest)  # noqa: S311 - no secret depends on it
                 if time.monotonic() + wait_s > failing_since + self.config.patience_s:
@@ -86,4 +84,4 @@ class Ranges:
                         f"{error}; tried for {self.config.patience_s:g} s (reading.patience_s)"
                     ) from error
                 time.sleep(wait_s)
-        raise AssertionError("the loop only ends by a return or an error")
+                longest = min(LONGEST_WAIT_S, 2.0 * longest)

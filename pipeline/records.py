@@ -10,7 +10,14 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from pipeline.config import BackgroundConfig, GroupingConfig, SplitConfig
-from pipeline.schema import IMAGES, SCHEMA_VERSION, TABLE_NAME, PixelFormat, check_shard_name
+from pipeline.schema import (
+    DTYPES,
+    IMAGES,
+    SCHEMA_VERSION,
+    TABLE_NAME,
+    PixelFormat,
+    check_shard_name,
+)
 from pipeline.storage import Location
 
 
@@ -57,6 +64,15 @@ class ImageRecord:
     parts: tuple[Part, ...]
     sha256: str
     labels: dict[str, str | float | None]
+
+    def __post_init__(self) -> None:
+        sizes = (self.width_px, self.height_px, self.bands, self.grid_rows, self.grid_columns)
+        if any(each is None or each < 1 for each in sizes) or self.dtype not in DTYPES:
+            raise ValueError(
+                f"image {self.image_id!r} claims {self.width_px} x {self.height_px} px of "
+                f"{self.bands} x {self.dtype} in {self.grid_rows} x {self.grid_columns} groups: "
+                "preprocess again"
+            )
 
     @staticmethod
     def from_row(row: dict[str, Any]) -> "ImageRecord":
@@ -151,6 +167,8 @@ def _info_in(raw: dict[str, Any]) -> DatasetInfo:
         "splits": asdict(SplitConfig(**raw["settings"]["splits"])),
     }
     info = DatasetInfo(**{**raw, "formats": formats, "classes": classes, "settings": settings})
+    if type(info.group_side_px) is not int:
+        raise TypeError(f"group_side_px {info.group_side_px!r}")
     if info.group_side_px != settings["grouping"]["group_side_px"]:
         raise ValueError(f"group_side_px {info.group_side_px}, in its settings another")
     unknown = {*info.label_columns.values()} - {"class", "number"}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fit_model.augment.symmetries import HALF_TURN, Turn
 from fit_model.groups import collate
 from fit_model.stored_pixels import StoredPixels
 from tests.fit_model.examples import image
@@ -49,3 +50,27 @@ def test_stored_pixels_and_tensors_share_a_batch() -> None:
 def test_squares_of_several_formats_are_refused() -> None:
     with pytest.raises(ValueError, match="squares of 2 formats"):
         StoredPixels([np.zeros((2, 2, 1), np.uint8), np.zeros((2, 2, 1), np.uint16)])
+    one, other = (StoredPixels([np.zeros((2, side, 1), np.uint8)]) for side in (2, 3))
+    with pytest.raises(ValueError, match=r"squares of 2 formats.* \[2, 2, 1\]"):
+        one.followed_by([other])
+
+
+class Watched(np.ndarray):
+    """Counts how often anybody asks for its shape."""
+
+    asked = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        Watched.asked += 1
+        return np.ndarray.shape.__get__(self)
+
+
+def test_formats_are_looked_at_once_and_not_at_every_part() -> None:
+    pixels = StoredPixels([np.zeros((2, 2, 1), np.uint8).view(Watched) for _ in range(5)])
+    turn = Turn(symmetry=HALF_TURN, height_px=2, width_px=2)
+    Watched.asked = 0
+    parts = [pixels[1:3], pixels[torch.tensor([4, 0])], pixels.turned([turn] * 5)]
+    joined = pixels.followed_by(parts)
+    assert Watched.asked == 0
+    assert [part.shape for part in (*parts, joined)] == [(n, 2, 2, 1) for n in (2, 2, 5, 14)]

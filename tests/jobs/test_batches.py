@@ -1,12 +1,15 @@
 """A step's images are the same for any number of workers, and each worker reads its own."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.batches import BatchConfig, Feed, read_groups
+from jobs.batches import Batch, BatchConfig, Feed, Share, as_batch
 from jobs.sharing import Seat
 from jobs.targets import ClassifyTarget, Labelled, head_config, read_labelled
 from pipeline.dataset import Dataset, open_dataset
@@ -124,6 +127,32 @@ def test_a_stream_gives_what_direct_reads_give_from_any_step(
         assert torch.equal(one.weights, other.weights)
 
 
+def test_a_stream_that_is_left_reads_nothing_that_had_not_begun(dataset, labelled, monkeypatch):
+    source = feed(dataset, labelled, images_per_step=1)
+    whole_read, whole_shutdown = source.read, ThreadPoolExecutor.shutdown
+    asked, begun, left = [], threading.Event(), threading.Event()
+
+    def read(share: Share) -> Batch:
+        asked.append(share.step)
+        if share.step == 1:
+            begun.set()
+            left.wait(timeout=30)
+        return whole_read(share)
+
+    def shutdown(self: ThreadPoolExecutor, wait: bool = True, **how: bool) -> None:
+        whole_shutdown(self, wait=False, **how)
+        left.set()
+        whole_shutdown(self, wait=wait)
+
+    monkeypatch.setattr(source, "read", read)
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    stream = source.stream(0, 9)
+    next(stream)
+    begun.wait(timeout=30)
+    stream.close()
+    assert asked == [0, 1]
+
+
 def test_images_of_different_sizes_arrive_whole_in_one_batch(dataset, labelled):
     source = feed(dataset, labelled, images_per_step=20)
     batch = source.read(source.share(0, 0))
@@ -141,7 +170,7 @@ def test_images_of_different_sizes_arrive_whole_in_one_batch(dataset, labelled):
 
 def test_a_missing_corner_leaves_its_place_in_the_grid_empty(dataset, labelled):
     (record,) = [each for each in labelled.records if each.image_id == "train-02"]
-    groups = read_groups(dataset, record)
+    groups = as_batch(dataset.read(record), record)
     places = set(zip(groups.row.tolist(), groups.column.tolist(), strict=True))
     assert places == {(row, column) for row in range(3) for column in range(2)} - {(0, 0)}
 

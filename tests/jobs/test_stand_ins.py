@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fit_model.augment.config import UNCHANGED, AugmentConfig
 from jobs.batches import Batch, BatchConfig, Feed, Share
 from jobs.errors import MachineFault
 from jobs.sharing import Seat
@@ -22,6 +25,7 @@ from pipeline.records import ImageRecord
 from tests.jobs.small_training import TRAINING_IMAGES, order_of, write_dataset, write_images
 
 IMAGES_PER_STEP, STEPS = 4, 6  # two epochs of nine images
+CROPS = AugmentConfig(crop_groups=(2, 2), symmetries="all")
 SIZES_PX = ((32, 32), (32, 16), (48, 32), (16, 32))
 
 
@@ -129,9 +133,10 @@ def test_a_damaged_image_is_read_twice_and_then_never_again(damaged, monkeypatch
     assert read.count(source.labelled.records[4].image_id) == 2
 
 
-def test_workers_that_share_an_image_agree_although_only_one_sees_the_damage(damaged):
-    # the last group of each is read by the second worker of the set
-    dataset = damaged(3, 5, group=1)
+@pytest.mark.parametrize("augment", [UNCHANGED, CROPS], ids=["whole", "crops"])
+def test_workers_that_share_an_image_agree_although_only_one_sees_the_damage(damaged, augment):
+    # of 3 and 5 the second worker of the set reads the last group; of 6 some crops have neither
+    dataset = damaged(3, 5, 6, group=1)
     told: dict[int, tuple[int, ...]] = {}
     both = threading.Barrier(2)
 
@@ -147,16 +152,32 @@ def test_workers_that_share_an_image_agree_although_only_one_sees_the_damage(dam
 
     def run(worker: int) -> list[Batch]:
         seat = Seat(worker=worker, groups=2)
-        return list(feed(dataset, seat=seat, compare=compare(worker)).stream(0, STEPS))
+        shared = feed(dataset, seat=seat, compare=compare(worker), augment=augment)
+        return list(shared.stream(0, 4 * STEPS))
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(run, range(2))
-    alone = list(feed(dataset).stream(0, STEPS))
+    alone = list(feed(dataset, augment=augment).stream(0, 4 * STEPS))
     assert any(each.damaged for each in alone)
     for one, other, both_parts in zip(first, second, alone, strict=True):
         assert one.targets.tolist() == other.targets.tolist() == both_parts.targets.tolist()
         assert one.damaged == other.damaged == both_parts.damaged
         assert one.megapixels + other.megapixels == pytest.approx(both_parts.megapixels)
+
+
+def test_crops_beside_the_damage_are_seen_whatever_earlier_steps_came_upon(damaged):
+    dataset = damaged(0, 2, 4, 6, 8, group=1)
+    crops = AugmentConfig(crop_groups=(1, 1))
+
+    def seen(first: int, **changes: Any) -> list[tuple[list[int], tuple[int, ...]]]:
+        source = feed(dataset, max_damaged_share=0.9, augment=crops, **changes)
+        return [(each.targets.tolist(), each.damaged) for each in source.stream(first, 4 * STEPS)]
+
+    throughout = seen(0)
+    passed = {image for _, images in throughout for image in images}
+    assert any(passed & set(images) for images, _ in throughout)
+    for step in range(1, 4 * STEPS):
+        assert seen(step) == throughout[step:]
 
 
 def test_padding_images_are_replaced_and_not_counted(damaged):
@@ -186,7 +207,15 @@ def test_what_others_found_counts_too():
     records: list[Any] = [SimpleNamespace(image_id=str(number)) for number in range(10)]
     order = Order(digest="d", seed=0, groups=[1] * 10, batch_images=4)
     known = StandIns(order, records=records, max_share=0.2)
-    known.leave_out(DamagedError("damaged", image_id="3"))
+    assert known.found(DamagedError("damaged", image_id="3")) == 3
     known.add([3, 4])
     with pytest.raises(MachineFault, match=r"^3 of 10 images cannot be read \('3', '4', '5'\)"):
         known.add([5])
+
+
+@given(st.integers(0, 99), st.integers(1, 3000))
+def test_a_share_in_percent_allows_so_many_of_a_hundred(percent, images):
+    records: list[Any] = [SimpleNamespace(image_id="")] * images
+    order = Order(digest="d", seed=0, groups=[1] * images, batch_images=4)
+    known = StandIns(order, records=records, max_share=percent / 100)
+    assert known.allowed == percent * images // 100

@@ -223,6 +223,15 @@ def test_a_shard_outside_the_dataset_is_refused(name: str) -> None:
         Part(shard=name, first_batch=0, num_batches=1, start_byte=0, num_bytes=8)
 
 
+@pytest.mark.parametrize(
+    "claim", [{"grid_columns": 0}, {"dtype": "object"}, {"bands": -1}, {"height_px": None}], ids=str
+)
+def test_an_image_that_cannot_be_is_refused_by_its_name(dataset: Dataset, claim: dict) -> None:
+    record = dataset.images()[0]
+    with pytest.raises(ValueError, match=f"image {record.image_id!r} claims .*preprocess again"):
+        replace(record, **claim)
+
+
 def test_what_is_no_finished_dataset_is_refused(copied: Path, tmp_path: Path) -> None:
     info = json.loads((copied / "dataset.json").read_text())
     for change, says in [
@@ -232,10 +241,14 @@ def test_what_is_no_finished_dataset_is_refused(copied: Path, tmp_path: Path) ->
             "names a table '../x'",
         ),
         ({"formats": [{"wrong": 1}]}, "dataset.json is damaged"),
+        *(({"group_side_px": px}, "dataset.json is damaged") for px in ("32", 0, None, 3.5)),
     ]:
         (copied / "dataset.json").write_text(json.dumps({**info, **change}))
         with pytest.raises(ValueError, match=says):
             open_dataset(str(copied))
+    (copied / "dataset.json").write_bytes(b'{"schema_version": "\xff"}')
+    with pytest.raises(ValueError, match=r"dataset\.json is damaged"):
+        open_dataset(str(copied))
     (copied / "dataset.json").unlink()
     with pytest.raises(ValueError, match="not a finished dataset"):
         open_dataset(str(copied))

@@ -78,6 +78,17 @@ def test_batches_hold_neighbours_in_size_of_their_window(
 
 
 @MANY
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=200), BATCHES, WINDOWS, SEEDS)
+def test_chance_alone_decides_who_is_in_the_smaller_batch_at_the_end(
+    sizes: list[int], batch: int, window: int, seed: int
+) -> None:
+    left_over = len(sizes) % batch
+    drawn = epoch_permutation(digest="d", seed=seed, epoch=0, num_images=len(sizes)).tolist()
+    if left_over:
+        assert steps_of(order_of(sizes, batch, seed, window), 0)[-1] == drawn[-left_over:]
+
+
+@MANY
 @given(SIZES, WORKERS, PARTS)
 def test_workers_share_a_batch_whole_and_nobody_waits_for_an_image_while_another_has_two(
     sizes: list[int], workers: int, parts: int

@@ -122,6 +122,10 @@ def test_a_store_that_is_away_is_asked_again_with_growing_pauses_until_patience_
     said = r"^s3://scans/blob: .*; tried for 5 s \(reading\.patience_s\)$"
     with pytest.raises(TimeoutError, match=said):
         Ranges(ReadingConfig(patience_s=5)).read(place, 0, 4)
+    with pytest.raises(TimeoutError, match=r"tried for 20000 s"):
+        Ranges(ReadingConfig(patience_s=20_000)).read(place, 0, 4)
+    assert len(pauses) > 2_000
+    assert max(pauses) == 10.0
     answers = iter([PermissionError("no")])
     with pytest.raises(PermissionError, match="access refused"):
         Ranges(ReadingConfig()).read(place, 0, 4)
