@@ -55,7 +55,11 @@ def main(config: VerifyConfig) -> None:
                 f"{dataset.place} is not intact: {len(problems)} problem(s), "
                 f"{len(damaged)} of {dataset.info.images} image(s) damaged{hint}"
             )
-        _repaired(dataset, damaged, config=config, console=console)
+        require_lasting(dataset=config.dataset)
+        try:
+            _repaired(dataset, damaged, limits=config.limits, console=console)
+        except (ValueError, FileNotFoundError) as error:
+            raise MachineFault(f"not repaired: {error}") from error
         dataset = _opened(config.dataset)
         left = _verified(dataset, console)
         if left:
@@ -68,15 +72,14 @@ def main(config: VerifyConfig) -> None:
 
 
 def _repaired(
-    dataset: Dataset, damaged: set[str], *, config: VerifyConfig, console: Console
+    dataset: Dataset, damaged: set[str], *, limits: LimitsConfig, console: Console
 ) -> None:
-    require_lasting(dataset=config.dataset)
     with connect(), _bar(console) as bar:
         task = bar.add_task("storing groups again", total=None)
         repair(
             dataset,
             damaged,
-            limits=config.limits,
+            limits=limits,
             run_stage=on_ray,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -1,6 +1,7 @@
 """inspect says what numpy says of the sources, and draws their pixels; verify ends with 1."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import rasterio
 from PIL import Image
 from typer.testing import CliRunner
 
+import jobs.verify
 from jobs import cli
 from jobs.dataset_summary import summary_of
 from jobs.inspect import InspectConfig, main
@@ -196,6 +198,22 @@ def test_verify_ends_with_0_or_1_and_a_line_for_every_damaged_image(
     absent = run(cli.app, ["verify", str(tmp_path / "absent")])
     assert absent.exit_code == 2
     assert "not a finished dataset" in absent.stderr
+
+
+def test_verify_ends_with_1_where_the_source_of_a_damaged_image_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.verify, "connect", nullcontext)
+    source = write_raster(tmp_path / "in" / "a.tif", noise(200, 200, 3))
+    grouping = GroupingConfig(group_side_px=SIDE_PX)
+    config = PreprocessConfig(sources=str(source), output=str(tmp_path / "out"), grouping=grouping)
+    preprocess(config, run_stage=in_process)
+    (shard,) = (tmp_path / "out" / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:5000])
+    source.unlink()
+    ended = CliRunner().invoke(cli.app, ["verify", config.output, "--repair"])
+    assert ended.exit_code == 1
+    assert "a.tif: not found, so image 'a' cannot be repaired" in ended.stderr
 
 
 @pytest.mark.ray

@@ -125,7 +125,7 @@ def test_past_a_limit_the_job_fails_and_names_the_first(
         (tmp_path / "in" / name).write_bytes(b"II*\0 nothing")
     images = replace(again, on_error="quarantine", max_bad_groups=None)
     preprocess(replace(images, output=str(tmp_path / "3"), max_bad_images=3), run_stage=in_process)
-    counts = {2: r"3 images .* 2; the first: .*x.tif: ", 1: r"2 images .* max_bad_images 1; the f"}
+    counts = {1: r"2 images .* max_bad_images 1; the f", 2: r"3 images .* 2; the first: .*x.tif: "}
     for limit, says in counts.items():
         with pytest.raises(ValueError, match=says):
             preprocess(replace(images, max_bad_images=limit), run_stage=in_process)
