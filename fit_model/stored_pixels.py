@@ -1,6 +1,7 @@
 """Pixels of groups where they lie, for example in a file mapped into memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ class StoredPixels:
 
     Args:
         squares: [side side bands] each, of one shape and dtype; at least one. They may be read-only
-            and are not looked at before `to` or `split`.
+            and their values are not looked at before `to` or `split`.
         turns: what is done to each then, where it ends up; None for nothing to any of them.
     """
 
@@ -29,9 +30,7 @@ class StoredPixels:
     def __init__(
         self, squares: Sequence[NDArray[Any]], *, turns: Sequence[Turn | None] | None = None
     ) -> None:
-        kinds = {(square.dtype.str, square.shape) for square in squares}
-        if len(kinds) != 1:
-            raise ValueError(f"squares of {len(kinds)} formats, {sorted(kinds)}: one is needed")
+        _require_one_format({(square.dtype, square.shape) for square in squares})
         self._squares = squares
         self._turns = [None] * len(squares) if turns is None else turns
         self.shape = torch.Size((len(squares), *squares[0].shape))
@@ -43,9 +42,9 @@ class StoredPixels:
     def __getitem__(self, chosen: slice | PerGroup) -> "StoredPixels":
         """These of the squares; nothing is copied."""
         if isinstance(chosen, slice):
-            return StoredPixels(self._squares[chosen], turns=self._turns[chosen])
+            return self._alike(self._squares[chosen], turns=self._turns[chosen])
         numbers = chosen.tolist()
-        return StoredPixels(
+        return self._alike(
             [self._squares[number] for number in numbers],
             turns=[self._turns[number] for number in numbers],
         )
@@ -67,14 +66,30 @@ class StoredPixels:
     def followed_by(self, others: Sequence["StoredPixels"]) -> "StoredPixels":
         """These squares and those of the others."""
         parts = [self, *others]
-        return StoredPixels(
+        _require_one_format({(each.dtype, each.shape[1:]) for each in parts})
+        return self._alike(
             [square for each in parts for square in each._squares],
             turns=[turn for each in parts for turn in each._turns],
         )
 
     def turned(self, turns: Sequence[Turn]) -> "StoredPixels":
         """These squares, which nothing was to be done to, each to be turned."""
-        return StoredPixels(self._squares, turns=turns)
+        return self._alike(self._squares, turns=turns)
+
+    def _alike(
+        self, squares: Sequence[NDArray[Any]], *, turns: Sequence[Turn | None]
+    ) -> "StoredPixels":
+        """Squares of the format of these, which is not checked again: there may be very many."""
+        made = copy(self)
+        made._squares, made._turns = squares, turns
+        made.shape = torch.Size((len(squares), *self.shape[1:]))
+        return made
+
+
+def _require_one_format(formats: Set[tuple[Any, tuple[int, ...]]]) -> None:
+    if len(formats) != 1:
+        named = sorted(f"{dtype} {list(shape)}" for dtype, shape in formats)
+        raise ValueError(f"squares of {len(formats)} formats, {named}: one is needed")
 
 
 def joined(parts: Sequence[Tensor | StoredPixels]) -> Tensor | StoredPixels:
