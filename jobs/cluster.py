@@ -78,7 +78,7 @@ def _start(address: str | None, *, num_cpus: int | None) -> None:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         reason = str(error).strip().splitlines() or [type(error).__name__]
         busy = "; the machine may be busy: try again" if SLOW_START in reason[0] else ""
-        raise MachineFault(f"could not use {where}: {reason[0]}{busy}") from error
+        raise MachineFault(f"could not use {where}: {reason[0].rstrip('.')}{busy}") from error
     finally:
         logger.setLevel(level)
 

@@ -188,7 +188,8 @@ def test_a_job_that_lost_its_lease_publishes_nothing(tmp_path: Path, tasks: int)
     assert "\n" not in str(caught.value)
     stored = open_dataset(config.output)
     assert stored.info.digest == done[0].digest
-    assert verify(stored) == []
+    # what the loser still wrote down is nobody's, and goes with the next job
+    assert all("refers to journal/" in problem.line for problem in verify(stored))
 
 
 def test_a_store_that_is_away_loses_nobody_a_lease(
