@@ -103,7 +103,7 @@ def summary_of(dataset: Dataset) -> Summary:
         levels=dict(sorted(Counter(record.level for record in records).items())),
         quarantined=info.quarantined,
         bad_groups=info.bad_groups,
-        causes=dict(Counter(map(_kind_of, dataset.quarantine())).most_common()),
+        causes=causes_of(dataset.quarantine()),
         long_sides_px=edges,
         size_counts=counts,
     )
@@ -134,8 +134,16 @@ def _crs_name(wkt: str) -> str:
     return named.group(1) if named else "unnamed"
 
 
-def _kind_of(bad: dict[str, Any]) -> str:
-    """A cause without what differs from file to file."""
+def causes_of(quarantine: list[dict[str, Any]]) -> dict[str, int]:
+    """How often, by the words of the first of those that differ in names and numbers only."""
+    said = [_cause(bad) for bad in quarantine]
+    first: dict[str, str] = {}
+    for cause in said:
+        first.setdefault(re.sub(r"\d+", "N", cause), cause)
+    counts = Counter(re.sub(r"\d+", "N", cause) for cause in said)
+    return {first[kind]: count for kind, count in counts.most_common()}
+
+
+def _cause(bad: dict[str, Any]) -> str:
     name = str(bad["uri"]).rpartition("/")[2]
-    said = str(bad["cause"]).replace(str(bad["uri"]), "the file").replace(name, "the file")
-    return re.sub(r"\d+", "N", said)
+    return str(bad["cause"]).replace(str(bad["uri"]), "the file").replace(name, "the file")

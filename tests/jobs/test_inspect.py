@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import jobs.verify
 from jobs import cli
-from jobs.dataset_summary import summary_of
+from jobs.dataset_summary import causes_of, summary_of
 from jobs.inspect import InspectConfig, main
 from jobs.thumbnails import RED, drawn, thumbnail
 from pipeline import dataset as datasets
@@ -61,6 +61,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def source_of(dataset: Dataset, place: int) -> np.ndarray:
     with rasterio.open(dataset.images()[place].uri) as source:
         return np.moveaxis(source.read(), 0, -1)
+
+
+def test_causes_that_differ_in_numbers_only_are_one_in_the_words_of_the_first() -> None:
+    said = ["no mask masks/s1.jp2", "a.tif at row 9: cut", "no mask masks/s22.jp2"]
+    bad = [
+        {"uri": f"s3://scans/{name}.tif", "cause": each}
+        for name, each in zip("bac", said, strict=True)
+    ]
+    assert causes_of(bad) == {"no mask masks/s1.jp2": 2, "the file at row 9: cut": 1}
 
 
 def test_the_figures_are_those_of_the_images(dataset: Dataset) -> None:
