@@ -3,7 +3,7 @@
 Run      farreach demo [key=value ...]        (or: make demo)
 Writes   `folder`: scenes, dataset, checkpoints, mlflow.db, and the settings of every job
 Needs    2 CPU cores, 2 GB of memory, 1 GB of disk
-Takes    143 s on 2 cores, once installed
+Takes    166 s on 2 cores, once installed
 Again    starts afresh in the same folder; a folder that no demo made is refused
 
 Example  farreach demo folder=first-look total_steps=100
