@@ -5,9 +5,8 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
 from operator import getitem
@@ -264,6 +263,23 @@ def places_in(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
             yield from places_in(value[key], (*at, key))
 
 
+def told(read: Callable[..., object], *given: object) -> str:
+    """What a user is told; anything but these two errors would be a traceback."""
+    try:
+        read(*given)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return "nothing is wrong"
+
+
+def verified(folder: Path) -> None:
+    verify(open_dataset(str(folder)))
+
+
+def read_settings(content: bytes) -> None:
+    settings_in(DatasetInfo.from_json(content, of="x").settings)
+
+
 @pytest.mark.parametrize("other", [None, "x", {}])
 def test_whatever_is_wrong_in_dataset_json_is_told_in_a_line(copied: Path, other: Any) -> None:
     text = (copied / "dataset.json").read_text()
@@ -274,11 +290,10 @@ def test_whatever_is_wrong_in_dataset_json_is_told_in_a_line(copied: Path, other
             inner[key] = other
             if change == "missing":
                 del inner[key]
-            (copied / "dataset.json").write_text(json.dumps(info))
-            with suppress(ValueError, FileNotFoundError):
-                verify(open_dataset(str(copied)))
-            with suppress(ValueError, FileNotFoundError):
-                settings_in(DatasetInfo.from_json(json.dumps(info).encode(), of="x").settings)
+            content = json.dumps(info).encode()
+            (copied / "dataset.json").write_bytes(content)
+            for said in (told(verified, copied), told(read_settings, content)):
+                assert len(said.splitlines()) == 1, (above, key, change)
 
 
 def test_several_formats_are_refused_where_one_is_needed(dataset: Dataset) -> None:
