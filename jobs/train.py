@@ -11,95 +11,32 @@ Again    a run that was killed continues from its last checkpoint, in the same M
 Example  farreach train train.yaml dataset=scenes name=first model.trunk.width=96
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from fit_model.augment.config import AugmentConfig
-from fit_model.autoregressive import AutoregressiveConfig
-from fit_model.bounded.config import BoundedConfig
-from fit_model.denoiser import DiffusionConfig
-from fit_model.encoder import EncoderConfig
 from fit_model.flops import num_parameters
 from fit_model.model import ModelConfig
-from fit_model.parallel.config import ParallelConfig
 from fit_model.tokens import InputConfig
-from fit_model.vix import VixConfig
 from jobs import registry
+from jobs.assignment import Assignment
 from jobs.augmenting import head_of_views, require_augmentable
-from jobs.batches import BatchConfig, require_images
 from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
-from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
 from jobs.memory_limit import bounded_of
 from jobs.monitor import Monitor
 from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
-from jobs.sharing import Seat, require_shareable, require_shares
-from jobs.targets import (
-    ClassifyTarget,
-    GenerateTarget,
-    RegressTarget,
-    head_config,
-    read_labelled,
-    require_grid,
-    require_labels_to_withhold,
-)
+from jobs.sharing import Seat, require_shares
+from jobs.targets import head_config, read_labelled, require_grid
 from jobs.tracking import Run, open_run
-from jobs.worker import Assignment, RecordConfig
-from jobs.workers import WorkersConfig, fit, require_workers
+from jobs.train_config import TrainConfig
+from jobs.workers import fit, require_workers
 from pipeline.dataset import Dataset, open_dataset
-from pipeline.ranges import ReadingConfig
 from pipeline.storage import Location
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training, from its first step to its registered model."""
-
-    name: str
-    """Of the run; its checkpoints lie in storage_path/name."""
-    dataset: str
-    total_steps: int
-    model: EncoderConfig | DiffusionConfig | AutoregressiveConfig | VixConfig
-    target: ClassifyTarget | RegressTarget | GenerateTarget
-    storage_path: str = "runs"
-    split: str = "train"
-    experiment: str = "farreach"
-    register_as: str | None = None
-    """Name in the registry; None only keeps the model in the run's folder."""
-    alias: str = "challenger"
-    batch: BatchConfig = field(default_factory=BatchConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """What chance changes about the images; nothing unless it is set."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    bounded: BoundedConfig | None = None
-    """Groups go through the model a chunk at a time, in bounded memory; None for all at once."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    memory_limit_gb: float | None = None
-    """Of a worker's device, of a CPU worker all its memory. Where a step does not fit, `bounded` is
-    chosen before workers start, or the training refused; see `farreach plan`."""
-    workers: WorkersConfig = field(default_factory=WorkersConfig)
-    record: RecordConfig = field(default_factory=RecordConfig)
-    reading: ReadingConfig = field(default_factory=ReadingConfig)
-
-    def __post_init__(self) -> None:
-        if self.total_steps < 1:
-            raise ValueError(f"total_steps {self.total_steps} must be at least 1")
-        require_shareable(self.parallel, num_workers=self.workers.num_workers, face=self.model)
-        require_images(self.batch, num_sets=self.workers.num_workers // self.parallel.groups)
-        require_labels_to_withhold(self.model, self.target)
-        require_boundable(self.bounded, engine=self.engine, face=self.model)
-        if self.memory_limit_gb is not None and not self.memory_limit_gb > 0.0:
-            raise ValueError(f"memory_limit_gb is {self.memory_limit_gb:g}: it must be more than 0")
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name {self.name!r} must be a plain name: it becomes a folder")
-        if self.register_as is not None:
-            registry.check_name(self.register_as)
 
 
 @dataclass(frozen=True, kw_only=True)

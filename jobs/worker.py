@@ -3,9 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -15,71 +13,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fit_model.augment.config import AugmentConfig
-from fit_model.bounded.config import BoundedConfig
 from fit_model.crew import Crew
-from fit_model.model import ModelConfig
 from fit_model.models import build
 from fit_model.objective import PREFIX, Objective
 from fit_model.optimize import learning_rate_factor
-from fit_model.parallel.config import ParallelConfig
 from fit_model.parallel.crew import form_crew
 from fit_model.weights import save_tensors
-from jobs.batches import Batch, BatchConfig, Feed
+from jobs.assignment import Assignment
+from jobs.batches import Batch, Feed
 from jobs.checkpoints import MODEL_FOLDER, restore, saved
-from jobs.engine import (
-    EngineConfig,
-    OptimizerConfig,
-    build_engine,
-    full_weights,
-    set_learning_rate,
-)
+from jobs.engine import build_engine, full_weights, set_learning_rate
 from jobs.meter import Meter
 from jobs.monitor import StepRecord
 from jobs.process_memory import keep_freed_blocks
 from jobs.sharing import Comparison, Seat
 from jobs.targets import read_labelled
 from pipeline.dataset import open_dataset
-from pipeline.ranges import ReadingConfig
 
 KEPT_RECORDS = 1000
 """Steps whose figures travel in a checkpoint; far more than the driver ever lags behind."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordConfig:
-    """What is kept of a training, and how often."""
-
-    checkpoint_every_steps: int = 100
-    keep_checkpoints: int = 2
-    log_every_steps: int = 10
-    peak_tflops: float | None = None
-    """Of one device at this precision; with it the share that is used (MFU) is reported."""
-
-    def __post_init__(self) -> None:
-        for name in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"record.{name} {getattr(self, name)} must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """Everything that a worker must know; the driver fills it in from the configuration."""
-
-    dataset: str
-    split: str
-    model: ModelConfig
-    batch: BatchConfig
-    augment: AugmentConfig
-    optimizer: OptimizerConfig
-    engine: EngineConfig
-    bounded: BoundedConfig | None
-    parallel: ParallelConfig
-    total_steps: int
-    record: RecordConfig
-    reading: ReadingConfig
-    threads: int
-    inbox: Any
 
 
 def run(loop: dict[str, Assignment]) -> None:

@@ -10,8 +10,8 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.callback import RayTrainCallback
 
 from jobs import worker
+from jobs.assignment import Assignment
 from jobs.cluster import require_cpus, require_gpus
-from jobs.worker import Assignment
 
 
 @dataclass(frozen=True, kw_only=True)

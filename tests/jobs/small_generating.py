@@ -13,10 +13,11 @@ from fit_model.groups import GroupBatch
 from fit_model.model import Model
 from fit_model.models import build
 from fit_model.trunk_config import TrunkConfig
+from jobs.assignment import RecordConfig
 from jobs.batches import BatchConfig, image_seed
 from jobs.targets import GenerateTarget
-from jobs.train import TrainConfig, model_config
-from jobs.worker import RecordConfig
+from jobs.train import model_config
+from jobs.train_config import TrainConfig
 from jobs.workers import WorkersConfig
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.dataset import Dataset, ImageRecord, open_dataset

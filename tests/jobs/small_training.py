@@ -13,11 +13,11 @@ from fit_model.groups import GroupBatch
 from fit_model.model import Model, ModelConfig
 from fit_model.models import build
 from fit_model.trunk_config import TrunkConfig
+from jobs.assignment import RecordConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
 from jobs.targets import ClassifyTarget, RegressTarget
-from jobs.train import TrainConfig
-from jobs.worker import RecordConfig
+from jobs.train_config import TrainConfig
 from jobs.workers import WorkersConfig
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.dataset import Dataset, ImageRecord

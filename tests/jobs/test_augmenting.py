@@ -14,7 +14,8 @@ from jobs.augmenting import draw_views, head_of_views, require_augmentable
 from jobs.batches import Batch, Feed
 from jobs.sharing import Seat
 from jobs.targets import GenerateTarget, read_labelled
-from jobs.train import TrainConfig, model_config
+from jobs.train import model_config
+from jobs.train_config import TrainConfig
 from pipeline.dataset import Dataset, open_dataset
 from tests.jobs import small_generating
 from tests.jobs.small_training import SIDE_PX, train_config, write_dataset, write_images

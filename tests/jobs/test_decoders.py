@@ -14,7 +14,8 @@ from jobs.batches import image_seed
 from jobs.engine import EngineConfig
 from jobs.monitor import Inbox
 from jobs.targets import GenerateTarget, head_config, read_labelled
-from jobs.train import TrainConfig, assignment, model_config
+from jobs.train import assignment, model_config
+from jobs.train_config import TrainConfig
 from pipeline.dataset import open_dataset
 from tests.jobs.small_generating import FACES, plain_losses, train_config, write_dataset
 from tests.jobs.test_engine import losses, train_all

@@ -21,7 +21,8 @@ from jobs.engine import EngineConfig, OptimizerConfig, full_weights
 from jobs.monitor import Inbox
 from jobs.settings import load
 from jobs.targets import RegressTarget
-from jobs.train import TrainConfig, assignment, model_config
+from jobs.train import assignment, model_config
+from jobs.train_config import TrainConfig
 from jobs.worker import Loop
 from jobs.workers import WorkersConfig
 from pipeline.dataset import open_dataset

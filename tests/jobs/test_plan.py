@@ -18,7 +18,7 @@ from jobs.memory_limit import bounded_of, bounded_within
 from jobs.plan import PlanConfig
 from jobs.planning import Demand, Plan, expected
 from jobs.settings import load
-from jobs.train import TrainConfig
+from jobs.train_config import TrainConfig
 from jobs.trial import random_batch
 from jobs.workers import WorkersConfig
 from tests.conftest import REPOSITORY

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from jobs.settings import to_dict
-from jobs.train import TrainConfig, main
+from jobs.train import main
+from jobs.train_config import TrainConfig
 from tests.jobs.conftest import Trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]

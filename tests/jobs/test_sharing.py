@@ -11,7 +11,8 @@ from fit_model.vix import VixConfig
 from jobs.batches import Feed
 from jobs.sharing import Seat, require_shares
 from jobs.targets import read_labelled
-from jobs.train import TrainConfig, model_config
+from jobs.train import model_config
+from jobs.train_config import TrainConfig
 from jobs.workers import WorkersConfig
 from pipeline.dataset import open_dataset
 from tests.jobs import small_generating

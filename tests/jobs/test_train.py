@@ -14,7 +14,8 @@ from fit_model import weights
 from jobs import registry
 from jobs.runner import exit_codes
 from jobs.targets import ClassifyTarget, RegressTarget
-from jobs.train import TrainConfig, main
+from jobs.train import main
+from jobs.train_config import TrainConfig
 from jobs.workers import WorkersConfig
 from pipeline.dataset import open_dataset
 from tests.jobs.small_training import one_image
