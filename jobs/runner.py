@@ -24,6 +24,9 @@ USER_MISTAKES = (
     IsADirectoryError,
 )
 
+TOLD_WHOLE = (ConnectionError, TimeoutError)
+"""What is raised here under these very names says all; what the system raises has others."""
+
 LEADING_SETTING = {"generate": "model", "inspect": "dataset", "verify": "dataset"}
 """The setting whose value may stand first, without its name."""
 
@@ -55,7 +58,7 @@ def describe(error: BaseException, *, debug: bool = False) -> str:
         return f"{cause.filename}: {cause.strerror}"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()][:2]
     message = "\n".join(lines) or type(cause).__name__
-    if isinstance(cause, (*USER_MISTAKES, MachineFault)):
+    if isinstance(cause, (*USER_MISTAKES, MachineFault)) or type(cause) in TOLD_WHOLE:
         return message
     hint = "" if debug else " (--debug shows the traceback)"
     return f"{type(cause).__name__}: {message.splitlines()[0]}{hint}"
