@@ -20,6 +20,16 @@ class Log(Protocol):
         """Keep them."""
 
 
+class Keep(Protocol):
+    """Takes steps, and writes those that it took."""
+
+    def add(self, record: "StepRecord") -> None:
+        """Take a step; it may have come before."""
+
+    def write(self) -> None:
+        """Write them."""
+
+
 class LogDamaged(Protocol):
     """Takes the ids of images that were found damaged in one step."""
 
@@ -39,6 +49,8 @@ class StepRecord:
     metrics: Mapping[str, float]
     damaged: Sequence[str] = ()
     """Ids of images that cannot be read; others stood in for them."""
+    images: Sequence[str] = ()
+    """Ids of the images that all workers read, where they are traced."""
 
 
 @ray.remote(num_cpus=0)
@@ -73,6 +85,7 @@ class Monitor:
         log: Log,
         log_damaged: LogDamaged,
         console: Console,
+        trace: Keep | None = None,
     ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.inbox = Inbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -81,6 +94,7 @@ class Monitor:
         self._logged_steps = logged_steps
         self._log = log
         self._log_damaged = log_damaged
+        self._trace = trace
         self._damaged: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -133,7 +147,11 @@ class Monitor:
                 self._log(record.metrics, step=record.step)
                 self._logged_steps = record.step
             self._tell_damaged(record)
+            if self._trace is not None:
+                self._trace.add(record)
             self.last = self._waiting.popleft()
+        if self._trace is not None:
+            self._trace.write()
         if self.last is not None and self.last.step != self._shown_step:
             self._show(self.last)
 

@@ -32,6 +32,7 @@ from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
 from jobs.targets import head_config, read_labelled, require_grid
+from jobs.trace import Trace
 from jobs.tracking import Run, open_run
 from jobs.train_config import TrainConfig
 from jobs.workers import fit, require_workers
@@ -139,6 +140,7 @@ def train(
             list(ids), f"damaged_images/step-{step:07d}.json"
         ),
         console=console,
+        trace=traced(config),
     )
     with monitor:
         checkpoint = fit(
@@ -157,6 +159,13 @@ def train(
         version=version,
         last=last,
     )
+
+
+def traced(config: TrainConfig) -> Trace | None:
+    """Where the run's steps are traced, if they are."""
+    if config.record.trace == "none":
+        return None
+    return Trace(str(Location.of(config.storage_path).child(config.name)))
 
 
 def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assignment:

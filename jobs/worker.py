@@ -28,6 +28,7 @@ from jobs.monitor import StepRecord
 from jobs.process_memory import keep_freed_blocks
 from jobs.sharing import Comparison, Seat
 from jobs.targets import read_labelled
+from jobs.trace import images_read
 from pipeline.dataset import open_dataset
 
 KEPT_RECORDS = 1000
@@ -137,7 +138,8 @@ class Loop:
             meter.add(batch, self.backward(batch))
         metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
         damaged = self.told_damaged(meter.damaged) if metrics["damaged_images"] else []
-        record = StepRecord(step=step + 1, metrics=metrics, damaged=damaged)
+        images = self.told_images(meter.images) if self.task.record.trace == "images" else []
+        record = StepRecord(step=step + 1, metrics=metrics, damaged=damaged, images=images)
         self.recent.append(record)
         self.unsent.append(record)
 
@@ -153,6 +155,11 @@ class Loop:
         found = flags.nonzero().flatten().tolist()
         stand_ins.add(found)
         return [stand_ins.ids[image] for image in found]
+
+    def told_images(self, numbers: Sequence[int]) -> list[str]:
+        """Ids of the images that all workers read; every worker calls it."""
+        ids = self.feed.stand_ins.ids
+        return images_read(numbers, ids, sharing=self.seat.groups, device=self.device)
 
     def backward(self, batch: Batch) -> float:
         """Gradient of the weighted sum of this micro-batch's losses; gives that sum.
