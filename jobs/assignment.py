@@ -1,7 +1,7 @@
 """What every worker of a training is told."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fit_model.augment.config import AugmentConfig
 from fit_model.bounded.config import BoundedConfig
@@ -21,6 +21,9 @@ class RecordConfig:
     log_every_steps: int = 10
     peak_tflops: float | None = None
     """Of one device at this precision; with it the share that is used (MFU) is reported."""
+    trace: Literal["none", "images"] = "none"
+    """images keeps the ids of the images that every step read, and its exact loss, in trace.jsonl:
+    for comparing trainings, as verify-resume does."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):

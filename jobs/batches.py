@@ -51,6 +51,8 @@ class Batch:
     """Share of the global batch's mean that each image carries, [b]; 0 marks padding."""
     groups_per_image: list[int]
     """Of whole images, whoever holds their groups; padding images are not counted."""
+    images: tuple[int, ...] = ()
+    """Numbers of these images."""
     turns: tuple[int, ...] = ()
     """As in Share, of the images that are here."""
     damaged: tuple[int, ...] = ()
@@ -229,6 +231,7 @@ class Feed:
             seeds=torch.tensor(seeds),
             weights=torch.full((len(records),), share.weight),
             groups_per_image=counts if share.weight else [],
+            images=tuple(share.images) if share.weight else (),
         )
 
     def agreed(self, share: Share, batch: Batch) -> Batch:

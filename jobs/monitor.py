@@ -16,6 +16,16 @@ from jobs.hangs import HangWatch, kill_worker
 from jobs.inbox import Delivery, Pulse, StepRecord, open_inbox
 
 
+class Keep(Protocol):
+    """Takes steps, and writes those that it took."""
+
+    def add(self, record: StepRecord) -> None:
+        """Take a step; it may have come before."""
+
+    def write(self) -> None:
+        """Write them."""
+
+
 class Record(Protocol):
     """Takes what is to be seen of a run."""
 
@@ -49,6 +59,7 @@ class Monitor:
         journal: Journal,
         console: Console,
         hang_timeout_s: float,
+        trace: Keep | None = None,
     ) -> None:
         self.inbox: Any = None
         self.last: StepRecord | None = None
@@ -59,6 +70,7 @@ class Monitor:
         self.watch = HangWatch(timeout_s=hang_timeout_s, tell=self.tell, kill=kill_worker)
         self._waiting: deque[StepRecord] = deque()
         self._logged_steps = logged_steps
+        self._trace = trace
         self._damaged: set[str] = set()
         self._draining = threading.Lock()
         self._telling = threading.Lock()
@@ -168,7 +180,11 @@ class Monitor:
             self.tell(event)
         while self._waiting:
             self._log(self._waiting[0])
+            if self._trace is not None:
+                self._trace.add(self._waiting[0])
             self.last = self._waiting.popleft()
+        if self._trace is not None:
+            self._trace.write()
         if self.last is not None and self.last.step != self._shown_step:
             self._show(self.last)
 

@@ -36,6 +36,7 @@ from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
 from jobs.stopping import stop_signals
 from jobs.targets import head_config, read_labelled, require_grid
+from jobs.trace import Trace
 from jobs.tracking import Run, open_run
 from jobs.train_config import TrainConfig
 from jobs.workers import fit, require_workers
@@ -143,6 +144,7 @@ def train(
         journal=Journal(folder),
         console=console,
         hang_timeout_s=config.workers.hang_timeout_s,
+        trace=traced(config),
     )
     results = []
 
@@ -180,6 +182,13 @@ def train(
         version=version,
         last=last,
     )
+
+
+def traced(config: TrainConfig) -> Trace | None:
+    """Where the run's steps are traced, if they are."""
+    if config.record.trace == "none":
+        return None
+    return Trace(str(Location.of(config.storage_path).child(config.name)))
 
 
 def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assignment:

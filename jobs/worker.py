@@ -30,6 +30,7 @@ from jobs.process_memory import keep_freed_blocks
 from jobs.pulse import Heart
 from jobs.sharing import Comparison, Seat
 from jobs.targets import read_labelled
+from jobs.trace import images_read
 from pipeline.dataset import open_dataset
 
 KEPT_RECORDS = 1000
@@ -161,8 +162,13 @@ class Loop:
         metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
         damaged = self.told_damaged(meter.damaged) if metrics["damaged_images"] else []
         metrics["damaged_images_total"] = float(len(self.damaged))
+        images = self.told_images(meter.images) if self.task.record.trace == "images" else []
         record = StepRecord(
-            step=step + 1, metrics=metrics, damaged=damaged, time_ms=int(1000 * time.time())
+            step=step + 1,
+            metrics=metrics,
+            damaged=damaged,
+            images=images,
+            time_ms=int(1000 * time.time()),
         )
         self.recent.append(record)
         self.unsent.append(record)
@@ -180,6 +186,11 @@ class Loop:
         stand_ins.add(found)
         self.damaged.update(found)
         return [stand_ins.ids[image] for image in found]
+
+    def told_images(self, numbers: Sequence[int]) -> list[str]:
+        """Ids of the images that all workers read; every worker calls it."""
+        ids = self.feed.stand_ins.ids
+        return images_read(numbers, ids, sharing=self.seat.groups, device=self.device)
 
     def backward(self, batch: Batch) -> float:
         """Gradient of the weighted sum of this micro-batch's losses; gives that sum.
