@@ -20,7 +20,7 @@ from typing import Any
 
 import ray.train
 
-from jobs.monitor import StepRecord
+from jobs.inbox import StepRecord
 from pipeline.storage import Location
 
 RECORD = "run.json"
@@ -93,5 +93,5 @@ def restore(engine: Any) -> Progress:
         )
     return Progress(
         step=int(client_state["step"]),
-        records=tuple(StepRecord(**record) for record in client_state["records"]),
+        records=tuple(StepRecord.of(record) for record in client_state["records"]),
     )

@@ -100,12 +100,14 @@ class Run:
     experiment_id: str
     uri: str
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Numbers of one step; names carry their units."""
+    def log_metrics(
+        self, metrics: Mapping[str, float], *, step: int, time_ms: int | None = None
+    ) -> None:
+        """Numbers of one step; names carry their units. The same ones again change nothing."""
         import mlflow
 
         values = {name: float(value) for name, value in metrics.items()}
-        mlflow.log_metrics(values, step=step, run_id=self.run_id)
+        mlflow.log_metrics(values, step=step, run_id=self.run_id, timestamp=time_ms)
 
     def last_step(self, metric: str) -> int:
         """The newest step that the run has of a metric, 0 without one."""

@@ -22,15 +22,19 @@ from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
 from jobs import registry
 from jobs.assignment import Assignment
+from jobs.attempts import Attempts
 from jobs.augmenting import head_of_views, require_augmentable
 from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
+from jobs.events import Journal
+from jobs.leaving import STOPPED
 from jobs.memory_limit import bounded_of
 from jobs.monitor import Monitor
 from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
+from jobs.stopping import stop_signals
 from jobs.targets import head_config, read_labelled, require_grid
 from jobs.tracking import Run, open_run
 from jobs.train_config import TrainConfig
@@ -76,7 +80,7 @@ def main(config: TrainConfig) -> TrainResult:
     console.print(
         f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
         f"{num_parameters(model):,} parameters, {config.total_steps} steps of "
-        f"{config.batch.images_per_step} images on {config.workers.num_workers} workers"
+        f"{config.batch.images_per_step} images on {config.workers.told}"
     )
     if bounded is not None:
         console.print(f"{bounded.groups_a_chunk} groups at a time, offload {bounded.offload}")
@@ -131,22 +135,41 @@ def train(
     config: TrainConfig, model: ModelConfig, dataset: Dataset, run: Run, console: Console
 ) -> TrainResult:
     """Run the workers to the end, log what they measure, register what they made."""
+    folder = str(Location.of(config.storage_path).child(config.name))
     monitor = Monitor(
         total_steps=config.total_steps,
         logged_steps=run.last_step("loss"),
-        log=run.log_metrics,
-        log_damaged=lambda ids, *, step: run.log_json(
-            list(ids), f"damaged_images/step-{step:07d}.json"
-        ),
+        record=run,
+        journal=Journal(folder),
         console=console,
+        hang_timeout_s=config.workers.hang_timeout_s,
     )
-    with monitor:
-        checkpoint = fit(
-            assignment(config, model, inbox=monitor.inbox),
-            config=config.workers,
-            name=config.name,
-            storage_path=str(Location.of(config.storage_path)),
+    results = []
+
+    def one_attempt(task: Assignment) -> str:
+        results.append(
+            fit(
+                task,
+                config=config.workers,
+                name=config.name,
+                storage_path=str(Location.of(config.storage_path)),
+            )
         )
+        return str(results[-1].return_value or "")
+
+    def ask_to_leave(signal: str) -> None:
+        console.print(f"{signal}: saving after this step; once more ends at once")
+        monitor.ask_to_leave(STOPPED)
+
+    with monitor, stop_signals(ask_to_leave) as stop:
+        Attempts(
+            fit=one_attempt,
+            monitor=monitor,
+            stop=stop,
+            folder=folder,
+            max_failures=config.workers.max_failures,
+        ).run(assignment(config, model, inbox=None))
+    checkpoint = results[-1].checkpoint
     last = dict(monitor.last.metrics) if monitor.last else {}
     with checkpoint.as_directory() as folder:
         version = register(config, Path(folder) / MODEL_FOLDER, model, dataset, run, last)

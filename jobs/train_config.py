@@ -61,8 +61,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.total_steps < 1:
             raise ValueError(f"total_steps {self.total_steps} must be at least 1")
-        require_shareable(self.parallel, num_workers=self.workers.num_workers, face=self.model)
-        require_images(self.batch, num_sets=self.workers.num_workers // self.parallel.groups)
+        for num_workers in self.workers.bounds:
+            require_shareable(self.parallel, num_workers=num_workers, face=self.model)
+            require_images(self.batch, num_sets=num_workers // self.parallel.groups)
         require_labels_to_withhold(self.model, self.target)
         require_boundable(self.bounded, engine=self.engine, face=self.model)
         if self.memory_limit_gb is not None and not self.memory_limit_gb > 0.0:

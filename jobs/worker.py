@@ -1,5 +1,6 @@
 """The training loop of one worker: read a share of the batch, step the engine, measure, save."""
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +24,10 @@ from jobs.assignment import Assignment
 from jobs.batches import Batch, Feed
 from jobs.checkpoints import MODEL_FOLDER, restore, saved
 from jobs.engine import build_engine, full_weights, set_learning_rate
+from jobs.inbox import StepRecord
 from jobs.meter import Meter
-from jobs.monitor import StepRecord
 from jobs.process_memory import keep_freed_blocks
+from jobs.pulse import Heart
 from jobs.sharing import Comparison, Seat
 from jobs.targets import read_labelled
 from pipeline.dataset import open_dataset
@@ -34,13 +36,20 @@ KEPT_RECORDS = 1000
 """Steps whose figures travel in a checkpoint; far more than the driver ever lags behind."""
 
 
-def run(loop: dict[str, Assignment]) -> None:
-    """Ray Train's entry: train from the newest checkpoint, or from the start, to the last step."""
+def run(loop: dict[str, Assignment]) -> str:
+    """Ray Train's entry: train from the newest checkpoint, or from the start, to the last step.
+
+    Gives why the workers left before it, or nothing.
+    """
     task = loop["assignment"]
     torch.set_num_threads(task.threads)
     keep_freed_blocks()
-    with told_of_each_other():
-        Loop(task).run()
+    context = ray.train.get_context()
+    heart = Heart(
+        task.inbox, rank=context.get_world_rank(), first_on_node=context.get_local_rank() == 0
+    )
+    with told_of_each_other(), heart:
+        return Loop(task, heart).run()
 
 
 @contextmanager
@@ -60,9 +69,10 @@ def told_of_each_other() -> Iterator[None]:
 class Loop:
     """One worker's state between steps."""
 
-    def __init__(self, task: Assignment) -> None:
+    def __init__(self, task: Assignment, heart: Heart) -> None:
         context = ray.train.get_context()
         self.task = task
+        self.heart = heart
         self.rank = context.get_world_rank()
         self.seat = Seat.of(
             self.rank,
@@ -84,11 +94,15 @@ class Loop:
         progress = restore(self.engine)
         self.finished_steps = progress.step
         self.recent = deque(progress.records, maxlen=KEPT_RECORDS)
+        self.damaged: set[int] = set()
         # the driver may have died before it logged them; it knows which ones it has
         self.unsent = list(progress.records)
 
-    def run(self) -> None:
-        """All remaining steps; a checkpoint every so often and after the last."""
+    def run(self) -> str:
+        """All remaining steps; a checkpoint every so often and after the last.
+
+        Gives why the workers agreed to leave before it, or nothing.
+        """
         self.flush()
         batches = self.batches()
         for step in range(self.finished_steps, self.task.total_steps):
@@ -97,8 +111,17 @@ class Loop:
             last = done == self.task.total_steps
             if last or done % self.task.record.log_every_steps == 0:
                 self.flush()
-            if last or done % self.task.record.checkpoint_every_steps == 0:
+            due = last or done % self.task.record.checkpoint_every_steps == 0
+            if due:
                 self.save(done, last=last)
+            self.heart.finished(done)
+            leaves = "" if last else self.heart.leaves(self.device)
+            if leaves:
+                self.flush()
+                if not due:
+                    self.save(done, last=False)
+                return leaves
+        return ""
 
     def open_feed(self, crew: Crew) -> Feed:
         """What this worker reads."""
@@ -137,7 +160,10 @@ class Loop:
             meter.add(batch, self.backward(batch))
         metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
         damaged = self.told_damaged(meter.damaged) if metrics["damaged_images"] else []
-        record = StepRecord(step=step + 1, metrics=metrics, damaged=damaged)
+        metrics["damaged_images_total"] = float(len(self.damaged))
+        record = StepRecord(
+            step=step + 1, metrics=metrics, damaged=damaged, time_ms=int(1000 * time.time())
+        )
         self.recent.append(record)
         self.unsent.append(record)
 
@@ -152,6 +178,7 @@ class Loop:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         found = flags.nonzero().flatten().tolist()
         stand_ins.add(found)
+        self.damaged.update(found)
         return [stand_ins.ids[image] for image in found]
 
     def backward(self, batch: Batch) -> float:

@@ -12,7 +12,7 @@ from fit_model.bounded.config import BoundedConfig
 from fit_model.parallel.config import ParallelConfig
 from jobs.batches import image_seed
 from jobs.engine import EngineConfig
-from jobs.monitor import Inbox
+from jobs.inbox import Inbox
 from jobs.targets import GenerateTarget, head_config, read_labelled
 from jobs.train import assignment, model_config
 from jobs.train_config import TrainConfig
@@ -93,7 +93,8 @@ def results(ray_local, dataset, tall, tmp_path_factory) -> dict[str, Any]:
             name="decoders", storage_path=str(tmp_path_factory.mktemp("decoders"))
         ),
     ).fit()
-    return {name: (metrics, weights) for name, metrics, weights in ray.get(inbox.drain.remote())}
+    told = ray.get(inbox.drain.remote()).records
+    return {name: (metrics, weights) for name, metrics, weights in told}
 
 
 @pytest.fixture(scope="module")
