@@ -9,6 +9,7 @@ from fit_model.model import ModelConfig
 from fit_model.parallel.config import ParallelConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
+from jobs.guard import GuardConfig
 from pipeline.ranges import ReadingConfig
 
 
@@ -45,6 +46,7 @@ class Assignment:
     bounded: BoundedConfig | None
     parallel: ParallelConfig
     total_steps: int
+    guard: GuardConfig
     record: RecordConfig
     reading: ReadingConfig
     threads: int

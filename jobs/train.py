@@ -204,6 +204,7 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         bounded=config.bounded,
         parallel=config.parallel,
         total_steps=config.total_steps,
+        guard=config.guard,
         record=config.record,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
