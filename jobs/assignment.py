@@ -9,6 +9,7 @@ from fit_model.model import ModelConfig
 from fit_model.parallel.config import ParallelConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
+from jobs.standing import ValidationConfig
 from pipeline.ranges import ReadingConfig
 
 
@@ -43,6 +44,9 @@ class Assignment:
     parallel: ParallelConfig
     total_steps: int
     record: RecordConfig
+    validation: ValidationConfig | None
     reading: ReadingConfig
     threads: int
+    folder: str
+    """Of the run: storage_path/NAME."""
     inbox: Any

@@ -12,6 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jobs.events import Event
+
 
 class Log(Protocol):
     """Takes the figures of one step."""
@@ -39,6 +41,8 @@ class StepRecord:
     metrics: Mapping[str, float]
     damaged: Sequence[str] = ()
     """Ids of images that cannot be read; others stood in for them."""
+    events: Sequence[Event] = ()
+    """What happened in this step."""
 
 
 @ray.remote(num_cpus=0)

@@ -23,10 +23,12 @@ from fit_model.tokens import InputConfig
 from jobs import registry
 from jobs.assignment import Assignment
 from jobs.augmenting import head_of_views, require_augmentable
+from jobs.best import Exported
 from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
 from jobs.memory_limit import bounded_of
+from jobs.model_source import source
 from jobs.monitor import Monitor
 from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
@@ -34,6 +36,7 @@ from jobs.sharing import Seat, require_shares
 from jobs.targets import head_config, read_labelled, require_grid
 from jobs.tracking import Run, open_run
 from jobs.train_config import TrainConfig
+from jobs.validation import require_validation
 from jobs.workers import fit, require_workers
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.storage import Location
@@ -50,6 +53,8 @@ class TrainResult:
     """In the registry; None when it was not registered."""
     last: dict[str, float]
     """Figures of the last step that this process saw."""
+    measured: str
+    """Which step's model it is."""
 
 
 def main(config: TrainConfig) -> TrainResult:
@@ -70,6 +75,12 @@ def main(config: TrainConfig) -> TrainResult:
             0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
         ),
     )
+    validated = require_validation(
+        config.validation, model=model, dataset=dataset, training_split=config.split
+    )
+    if validated is not None:
+        require_grid(model, validated)
+        require_shares(validated.records, parallel=config.parallel, face=config.model)
     bounded = bounded_of(config, model, labelled.records)
     folder = str(Location.of(config.storage_path).child(config.name))
     before = unfinished_record(config, folder, digest=dataset.info.digest)
@@ -148,14 +159,20 @@ def train(
             storage_path=str(Location.of(config.storage_path)),
         )
     last = dict(monitor.last.metrics) if monitor.last else {}
-    with checkpoint.as_directory() as folder:
-        version = register(config, Path(folder) / MODEL_FOLDER, model, dataset, run, last)
-    kept = Location.of(config.storage_path).child(config.name).child(Path(checkpoint.path).name)
+    folder = Location.of(config.storage_path).child(config.name)
+    made = Exported.last(
+        str(folder.child(Path(checkpoint.path).name).child(MODEL_FOLDER)), figures=last
+    )
+    if config.validation is not None:
+        made = Exported.best(str(folder)) or made
+    with source(made.folder) as found:
+        version = register(config, found.folder, model, dataset, run, made)
     return TrainResult(
         run_id=run.run_id,
-        model_folder=str(kept.child(MODEL_FOLDER)),
+        model_folder=made.folder,
         version=version,
         last=last,
+        measured=made.measured,
     )
 
 
@@ -173,8 +190,10 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         parallel=config.parallel,
         total_steps=config.total_steps,
         record=config.record,
+        validation=config.validation,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
+        folder=str(Location.of(config.storage_path).child(config.name)),
         inbox=inbox,
     )
 
@@ -185,7 +204,7 @@ def register(
     model: ModelConfig,
     dataset: Dataset,
     run: Run,
-    last: dict[str, float],
+    made: Exported,
 ) -> int | None:
     """Make the trained model a version of `register_as`; its number, or None without a name."""
     if config.register_as is None:
@@ -197,7 +216,7 @@ def register(
         pixel_dtype=dataset.format.dtype,
         alias=config.alias,
         # the run has these figures under their plain names, a point a step
-        metrics={f"final/{name}": value for name, value in last.items()},
+        metrics={f"{made.prefix}/{name}": value for name, value in made.figures.items()},
         dataset_digest=dataset.info.digest,
         card=model_card(
             config.register_as,
@@ -206,7 +225,8 @@ def register(
             split=config.split,
             run_id=run.run_id,
             total_steps=config.total_steps,
-            metrics=last,
+            metrics=made.figures,
+            measured=made.measured,
         ),
     )
 
@@ -214,6 +234,8 @@ def register(
 def tell(config: TrainConfig, result: TrainResult, dataset: Dataset, console: Console) -> None:
     """What was made, and what to type next."""
     console.print(f"trained {config.name}: {result.model_folder}, MLflow run {result.run_id}")
+    if config.validation is not None:
+        console.print(f"the model is that of: {result.measured}")
     if result.version is None:
         address = result.model_folder
     else:

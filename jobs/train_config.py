@@ -14,6 +14,7 @@ from jobs.assignment import RecordConfig
 from jobs.batches import BatchConfig, require_images
 from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
 from jobs.sharing import require_shareable
+from jobs.standing import ValidationConfig
 from jobs.targets import (
     ClassifyTarget,
     GenerateTarget,
@@ -53,6 +54,8 @@ class TrainConfig:
     chosen before workers start, or the training refused; see `farreach plan`."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
+    validation: ValidationConfig | None = None
+    """Measure the model on other images while it learns, and keep the best one; None for not."""
     reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:
