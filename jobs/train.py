@@ -33,7 +33,7 @@ from jobs.monitor import Monitor
 from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
-from jobs.targets import head_config, read_labelled, require_grid
+from jobs.targets import Labelled, head_config, read_labelled, require_grid
 from jobs.tracking import Run, open_run
 from jobs.train_config import TrainConfig
 from jobs.validation import require_validation
@@ -63,24 +63,7 @@ def main(config: TrainConfig) -> TrainResult:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     dataset = open_dataset(config.dataset)
     model = model_config(config, dataset)
-    labelled = read_labelled(dataset, model.head, split=config.split)
-    require_grid(model, labelled)
-    require_shares(labelled.records, parallel=config.parallel, face=config.model)
-    require_augmentable(
-        config.augment,
-        model=model,
-        records=labelled.records,
-        side_px=dataset.info.group_side_px,
-        seat=Seat.of(
-            0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
-        ),
-    )
-    validated = require_validation(
-        config.validation, model=model, dataset=dataset, training_split=config.split
-    )
-    if validated is not None:
-        require_grid(model, validated)
-        require_shares(validated.records, parallel=config.parallel, face=config.model)
+    labelled = trainable_images(config, model, dataset)
     bounded = bounded_of(config, model, labelled.records)
     folder = str(Location.of(config.storage_path).child(config.name))
     before = unfinished_record(config, folder, digest=dataset.info.digest)
@@ -136,6 +119,29 @@ def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
             head_config(config.target, dataset, split=config.split), config=config.augment
         ),
     )
+
+
+def trainable_images(config: TrainConfig, model: ModelConfig, dataset: Dataset) -> Labelled:
+    """What is trained on; refuses images that the model or the workers cannot take."""
+    labelled = read_labelled(dataset, model.head, split=config.split)
+    require_grid(model, labelled)
+    require_shares(labelled.records, parallel=config.parallel, face=config.model)
+    require_augmentable(
+        config.augment,
+        model=model,
+        records=labelled.records,
+        side_px=dataset.info.group_side_px,
+        seat=Seat.of(
+            0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
+        ),
+    )
+    validated = require_validation(
+        config.validation, model=model, dataset=dataset, training_split=config.split
+    )
+    if validated is not None:
+        require_grid(model, validated)
+        require_shares(validated.records, parallel=config.parallel, face=config.model)
+    return labelled
 
 
 def train(
