@@ -10,6 +10,7 @@ from fit_model.parallel.config import ParallelConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
 from jobs.guard import GuardConfig
+from jobs.standing import ValidationConfig
 from pipeline.ranges import ReadingConfig
 
 
@@ -48,6 +49,9 @@ class Assignment:
     total_steps: int
     guard: GuardConfig
     record: RecordConfig
+    validation: ValidationConfig | None
     reading: ReadingConfig
     threads: int
+    folder: str
+    """Of the run: storage_path/NAME."""
     inbox: Any

@@ -12,9 +12,9 @@ torch; what people exchange is `model/` (safetensors and JSON).
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,20 @@ class Progress:
     """Finished steps."""
     records: tuple[StepRecord, ...] = ()
     """The newest steps' figures: a kill may come before the driver has logged them."""
+    validation: Mapping[str, Any] = field(default_factory=dict)
+    """The best validation so far, as jobs.standing tells it."""
 
 
 @contextmanager
 def saved(
-    engine: Any, *, step: int, records: Sequence[StepRecord]
+    engine: Any, *, step: int, records: Sequence[StepRecord], validation: Mapping[str, Any]
 ) -> Iterator[ray.train.Checkpoint]:
     """One worker's part of the checkpoint after `step` steps, in a folder that goes when done.
 
     Every worker calls it; Ray Train merges the parts.
     """
-    client_state = {"step": step, "records": [asdict(record) for record in records]}
+    told = [asdict(record) for record in records]
+    client_state = {"step": step, "records": told, "validation": validation}
     with tempfile.TemporaryDirectory(prefix="farreach-checkpoint-") as folder:
         (Path(folder) / TAG).mkdir()
         engine.save_checkpoint(folder, tag=TAG, client_state=client_state, save_latest=False)
@@ -94,4 +97,5 @@ def restore(engine: Any) -> Progress:
     return Progress(
         step=int(client_state["step"]),
         records=tuple(StepRecord.of(record) for record in client_state["records"]),
+        validation=client_state["validation"],
     )

@@ -24,21 +24,24 @@ from jobs import registry
 from jobs.assignment import Assignment
 from jobs.attempts import Attempts
 from jobs.augmenting import head_of_views, require_augmentable
+from jobs.best import Exported
 from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
 from jobs.events import Journal
 from jobs.leaving import STOPPED
 from jobs.memory_limit import bounded_of
+from jobs.model_source import source
 from jobs.monitor import Monitor
 from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
 from jobs.stopping import stop_signals
-from jobs.targets import head_config, read_labelled, require_grid
+from jobs.targets import Labelled, head_config, read_labelled, require_grid
 from jobs.trace import Trace
 from jobs.tracking import Run, open_run
 from jobs.train_config import TrainConfig
+from jobs.validation import require_validation
 from jobs.workers import fit, require_workers
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.storage import Location
@@ -55,6 +58,8 @@ class TrainResult:
     """In the registry; None when it was not registered."""
     last: dict[str, float]
     """Figures of the last step that this process saw."""
+    measured: str
+    """Which step's model it is."""
 
 
 def main(config: TrainConfig) -> TrainResult:
@@ -63,18 +68,7 @@ def main(config: TrainConfig) -> TrainResult:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     dataset = open_dataset(config.dataset)
     model = model_config(config, dataset)
-    labelled = read_labelled(dataset, model.head, split=config.split)
-    require_grid(model, labelled)
-    require_shares(labelled.records, parallel=config.parallel, face=config.model)
-    require_augmentable(
-        config.augment,
-        model=model,
-        records=labelled.records,
-        side_px=dataset.info.group_side_px,
-        seat=Seat.of(
-            0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
-        ),
-    )
+    labelled = trainable_images(config, model, dataset)
     bounded = bounded_of(config, model, labelled.records)
     folder = str(Location.of(config.storage_path).child(config.name))
     before = unfinished_record(config, folder, digest=dataset.info.digest)
@@ -132,6 +126,29 @@ def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
     )
 
 
+def trainable_images(config: TrainConfig, model: ModelConfig, dataset: Dataset) -> Labelled:
+    """What is trained on; refuses images that the model or the workers cannot take."""
+    labelled = read_labelled(dataset, model.head, split=config.split)
+    require_grid(model, labelled)
+    require_shares(labelled.records, parallel=config.parallel, face=config.model)
+    require_augmentable(
+        config.augment,
+        model=model,
+        records=labelled.records,
+        side_px=dataset.info.group_side_px,
+        seat=Seat.of(
+            0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
+        ),
+    )
+    validated = require_validation(
+        config.validation, model=model, dataset=dataset, training_split=config.split
+    )
+    if validated is not None:
+        require_grid(model, validated)
+        require_shares(validated.records, parallel=config.parallel, face=config.model)
+    return labelled
+
+
 def train(
     config: TrainConfig, model: ModelConfig, dataset: Dataset, run: Run, console: Console
 ) -> TrainResult:
@@ -173,14 +190,18 @@ def train(
         ).run(assignment(config, model, inbox=None))
     checkpoint = results[-1].checkpoint
     last = dict(monitor.last.metrics) if monitor.last else {}
-    with checkpoint.as_directory() as folder:
-        version = register(config, Path(folder) / MODEL_FOLDER, model, dataset, run, last)
-    kept = Location.of(config.storage_path).child(config.name).child(Path(checkpoint.path).name)
+    kept = Location.of(folder).child(Path(checkpoint.path).name).child(MODEL_FOLDER)
+    made = Exported.last(str(kept), figures=last)
+    if config.validation is not None:
+        made = Exported.best(folder) or made
+    with source(made.folder) as found:
+        version = register(config, found.folder, model, dataset, run, made)
     return TrainResult(
         run_id=run.run_id,
-        model_folder=str(kept.child(MODEL_FOLDER)),
+        model_folder=made.folder,
         version=version,
         last=last,
+        measured=made.measured,
     )
 
 
@@ -206,8 +227,10 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         total_steps=config.total_steps,
         guard=config.guard,
         record=config.record,
+        validation=config.validation,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
+        folder=str(Location.of(config.storage_path).child(config.name)),
         inbox=inbox,
     )
 
@@ -218,7 +241,7 @@ def register(
     model: ModelConfig,
     dataset: Dataset,
     run: Run,
-    last: dict[str, float],
+    made: Exported,
 ) -> int | None:
     """Make the trained model a version of `register_as`; its number, or None without a name."""
     if config.register_as is None:
@@ -230,7 +253,7 @@ def register(
         pixel_dtype=dataset.format.dtype,
         alias=config.alias,
         # the run has these figures under their plain names, a point a step
-        metrics={f"final/{name}": value for name, value in last.items()},
+        metrics={f"{made.prefix}/{name}": value for name, value in made.figures.items()},
         dataset_digest=dataset.info.digest,
         card=model_card(
             config.register_as,
@@ -239,7 +262,8 @@ def register(
             split=config.split,
             run_id=run.run_id,
             total_steps=config.total_steps,
-            metrics=last,
+            metrics=made.figures,
+            measured=made.measured,
         ),
     )
 
@@ -247,6 +271,8 @@ def register(
 def tell(config: TrainConfig, result: TrainResult, dataset: Dataset, console: Console) -> None:
     """What was made, and what to type next."""
     console.print(f"trained {config.name}: {result.model_folder}, MLflow run {result.run_id}")
+    if config.validation is not None:
+        console.print(f"the model is that of: {result.measured}")
     if result.version is None:
         address = result.model_folder
     else:

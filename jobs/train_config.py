@@ -15,6 +15,7 @@ from jobs.batches import BatchConfig, require_images
 from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
 from jobs.guard import GuardConfig
 from jobs.sharing import require_shareable
+from jobs.standing import ValidationConfig
 from jobs.targets import (
     ClassifyTarget,
     GenerateTarget,
@@ -56,6 +57,8 @@ class TrainConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Which steps are not taken, and what is done about many of them."""
     record: RecordConfig = field(default_factory=RecordConfig)
+    validation: ValidationConfig | None = None
+    """Measure the model on other images while it learns, and keep the best one; None for not."""
     reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from jobs.pulse import Heart
 from jobs.sharing import Comparison, Seat
 from jobs.targets import read_labelled
 from jobs.trace import images_read
+from jobs.validation import Validator
 from pipeline.dataset import open_dataset
 
 KEPT_RECORDS = 1000
@@ -92,7 +94,10 @@ class Loop:
             accumulation=task.batch.accumulation,
             device=self.device,
         )
+        self.validator = self.open_validator(crew)
         progress = restore(self.engine)
+        if self.validator:
+            self.validator.resume(progress.validation)
         self.finished_steps = progress.step
         self.recent = deque(progress.records, maxlen=KEPT_RECORDS)
         self.damaged: set[int] = set()
@@ -107,9 +112,12 @@ class Loop:
         self.flush()
         batches = self.batches()
         for step in range(self.finished_steps, self.task.total_steps):
+            if self.stopped:
+                break
             self.step(step, batches)
             done = step + 1
-            last = done == self.task.total_steps
+            self.validate(done)
+            last = done == self.task.total_steps or self.stopped
             if last or done % self.task.record.log_every_steps == 0:
                 self.flush()
             due = last or done % self.task.record.checkpoint_every_steps == 0
@@ -136,6 +144,36 @@ class Loop:
             augment=self.task.augment,
             seat=self.seat,
             compare=Comparison(crew=crew, device=self.device),
+        )
+
+    def open_validator(self, crew: Crew) -> Validator | None:
+        """Who measures the model on other images, if that is wanted."""
+        if self.task.validation is None:
+            return None
+        return Validator(
+            self.task.validation,
+            task=self.task,
+            dataset=self.feed.dataset,
+            seat=self.seat,
+            crew=crew,
+            device=self.device,
+        )
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there is nothing to be gained from more steps."""
+        return self.validator is not None and self.validator.stopped
+
+    def validate(self, done: int) -> None:
+        """Add what validation finds to the record of the step, when it is due."""
+        if self.validator is None or not self.validator.due(done):
+            return
+        found = self.validator(self.engine, step=done)
+        record = self.recent[-1]
+        self.recent[-1] = self.unsent[-1] = replace(
+            record,
+            metrics={**record.metrics, **found.metrics},
+            events=[*record.events, *found.events],
         )
 
     def batches(self) -> Iterator[Batch]:
@@ -220,7 +258,9 @@ class Loop:
         for name, weight in full_weights(self.engine) if last else ():
             if self.rank == 0:
                 weights[name.removeprefix(PREFIX)] = weight
-        with saved(self.engine, step=done, records=self.recent) as checkpoint:
+        standing = self.validator.saved() if self.validator else {}
+        records = self.recent
+        with saved(self.engine, step=done, records=records, validation=standing) as checkpoint:
             if weights:
                 save_tensors(weights, self.task.model, Path(checkpoint.path) / MODEL_FOLDER)
             ray.train.report(

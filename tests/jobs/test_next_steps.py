@@ -126,6 +126,6 @@ def test_a_card_says_how_large_images_may_be(dataset, face, changes, says):
     config = replace(config, model=replace(config.model, **changes))
     card = model_card(
         "m", model_config(config, opened), opened, split="train", run_id="r", total_steps=1,
-        metrics={},
+        metrics={}, measured="last step",
     )  # fmt: skip
     assert f"- **Images** of 1 bands in groups of 8 px,\n  patches of 4 px; {says}" in card
