@@ -21,6 +21,8 @@ UNSTARTED = {
     "WorkerGroupStartupTimeoutError",
     "WorkerHealthCheckTimeoutError",
 }
+OUT_OF_MEMORY = ("NODE_OUT_OF_MEMORY", "running low on memory")
+"""Words of Ray's memory monitor."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
@@ -79,7 +81,7 @@ def _leaves(
 
 def _of_death(death: BaseException) -> str:
     said = str(death)
-    if isinstance(death, OutOfMemoryError) or "running low on memory" in said or "OOM" in said:
+    if isinstance(death, OutOfMemoryError) or any(each in said for each in OUT_OF_MEMORY):
         return "it was killed, for its node ran out of memory"
     if isinstance(death, NodeDiedError) or getattr(death, "preempted", False):
         return "its node is gone"

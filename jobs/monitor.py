@@ -38,6 +38,9 @@ class Record(Protocol):
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """What is true of the run by now."""
 
+    def take_events(self) -> list[Event]:
+        """What happened to the record since the last call."""
+
 
 POLL_S = 0.5
 TELL_S = 15.0
@@ -165,6 +168,8 @@ class Monitor:
                 failing = True
 
     def _drain(self) -> None:
+        for event in self.record.take_events():
+            self.tell(event)
         with self._draining:
             if self.inbox is not None:
                 delivery = ray.get(self.inbox.drain.remote())
@@ -173,6 +178,7 @@ class Monitor:
 
     def _take(self, delivery: Delivery) -> None:
         self._waiting += delivery.records
+        self._log_load(delivery.pulses)
         self.pulses = {pulse.rank: pulse for pulse in delivery.pulses}
         alive = [delivery.silent_s[pulse.rank] for pulse in delivery.pulses if pulse.at != "done"]
         self._heard_s = max(self._heard_s, time.monotonic() - min(alive, default=float("inf")))
@@ -197,6 +203,18 @@ class Monitor:
                 self.tell(event)
         if new:
             self.record.log_json(new, f"damaged_images/step-{record.step:07d}.json")
+
+    def _log_load(self, pulses: Sequence[Pulse]) -> None:
+        """How busy the nodes are, each figure once: a pulse is delivered until the next comes."""
+        for pulse in pulses:
+            known = self.pulses.get(pulse.rank)
+            if pulse.figures and (known is None or known.figures != pulse.figures):
+                figures = {
+                    f"system/{pulse.hostname}/{name}": value
+                    for name, value in pulse.figures.items()
+                }
+                now_ms = int(1000 * time.time())
+                self.record.log_metrics(figures, step=pulse.step, time_ms=now_ms)
 
     def _new_damaged(self, record: StepRecord) -> Sequence[str]:
         """What is new, and new only: an image comes back every epoch."""

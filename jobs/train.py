@@ -28,7 +28,7 @@ from jobs.best import Exported
 from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
-from jobs.events import Journal
+from jobs.events import Journal, told_restarts
 from jobs.leaving import STOPPED
 from jobs.memory_limit import bounded_of
 from jobs.model_source import source
@@ -39,8 +39,9 @@ from jobs.sharing import Seat, require_shares
 from jobs.stopping import stop_signals
 from jobs.targets import Labelled, head_config, read_labelled, require_grid
 from jobs.trace import Trace
-from jobs.tracking import Run, open_run
+from jobs.tracking import Run, known_run, new_run
 from jobs.train_config import TrainConfig
+from jobs.unsent import PATIENCE_S, Spool, recorded, unanswered
 from jobs.validation import require_validation
 from jobs.workers import fit, require_workers
 from pipeline.dataset import Dataset, open_dataset
@@ -84,27 +85,22 @@ def main(config: TrainConfig) -> TrainResult:
     console.print("starting Ray and the workers: this takes a moment")
     with connect():
         require_workers(config.workers)
-        with open_run(
-            config.experiment,
-            name=config.name,
-            run_id=before.run_id if before else None,
-            params=to_flat_dict(config),
-            tags={"dataset_digest": dataset.info.digest, "seed": config.batch.seed},
-        ) as run:
-            record = RunRecord(
-                run_id=run.run_id, config=to_flat_dict(config), digest=dataset.info.digest
-            )
-            record.write(folder)
-            run.log_json(to_dict(config), "config.json")
-            run.log_dataset(
+        digest, settings = dataset.info.digest, to_flat_dict(config)
+        run = known_run(before.run_id) if before else new_run(config.experiment, name=config.name)
+        record = RunRecord(run_id=run.run_id, config=settings, digest=digest)
+        record.write(folder)
+        tags = {"dataset_digest": digest, "seed": config.batch.seed}
+        with recorded(run, folder=folder, params=settings, tags=tags) as spool:
+            spool.log_json(to_dict(config), "config.json")
+            spool.log_dataset(
                 config.dataset,
                 name=config.name,
-                digest=dataset.info.digest,
+                digest=digest,
                 context="training",
                 counts={"images": len(labelled.records)},
             )
-            result = train(replace(config, bounded=bounded), model, dataset, run, console)
-            replace(record, finished=True).write(folder)
+            result = train(replace(config, bounded=bounded), model, dataset, spool, console)
+        replace(record, finished=True).write(folder)
     tell(replace(config, bounded=bounded), result, dataset, console)
     return result
 
@@ -150,14 +146,14 @@ def trainable_images(config: TrainConfig, model: ModelConfig, dataset: Dataset) 
 
 
 def train(
-    config: TrainConfig, model: ModelConfig, dataset: Dataset, run: Run, console: Console
+    config: TrainConfig, model: ModelConfig, dataset: Dataset, spool: Spool, console: Console
 ) -> TrainResult:
     """Run the workers to the end, log what they measure, register what they made."""
     folder = str(Location.of(config.storage_path).child(config.name))
     monitor = Monitor(
         total_steps=config.total_steps,
-        logged_steps=run.last_step("loss"),
-        record=run,
+        logged_steps=spool.last_step(),
+        record=spool,
         journal=Journal(folder),
         console=console,
         hang_timeout_s=config.workers.hang_timeout_s,
@@ -188,6 +184,9 @@ def train(
             folder=folder,
             max_failures=config.workers.max_failures,
         ).run(assignment(config, model, inbox=None))
+    console.print(told_restarts(monitor.journal.events) or "nothing broke it off")
+    if not spool.sent(patience_s=PATIENCE_S):
+        raise unanswered(spool)
     checkpoint = results[-1].checkpoint
     last = dict(monitor.last.metrics) if monitor.last else {}
     kept = Location.of(folder).child(Path(checkpoint.path).name).child(MODEL_FOLDER)
@@ -195,9 +194,9 @@ def train(
     if config.validation is not None:
         made = Exported.best(folder) or made
     with source(made.folder) as found:
-        version = register(config, found.folder, model, dataset, run, made)
+        version = register(config, found.folder, model, dataset, spool.run, made)
     return TrainResult(
-        run_id=run.run_id,
+        run_id=spool.run_id,
         model_folder=made.folder,
         version=version,
         last=last,
