@@ -12,6 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jobs.events import Event
+
 
 class Log(Protocol):
     """Takes the figures of one step."""
@@ -39,6 +41,8 @@ class StepRecord:
     metrics: Mapping[str, float]
     damaged: Sequence[str] = ()
     """Ids of images that cannot be read; others stood in for them."""
+    events: Sequence[Event] = ()
+    """What happened in this step."""
 
 
 @ray.remote(num_cpus=0)
@@ -47,10 +51,15 @@ class Inbox:
 
     def __init__(self) -> None:
         self.records: list[StepRecord] = []
+        self.events: list[Event] = []
 
     def put(self, records: list[StepRecord]) -> None:
         """Take records from a worker."""
         self.records.extend(records)
+
+    def tell(self, event: Event) -> None:
+        """Take what happened beside a step."""
+        self.events.append(event)
 
     def drain(self) -> list[StepRecord]:
         """Hand over what came since the last call."""

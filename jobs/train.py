@@ -3,7 +3,8 @@
 Run      farreach train CONFIG.yaml [key=value ...]
 Submit   farreach submit train CONFIG.yaml [key=value ...] --address http://HEAD:8265
 Reads    `dataset`, a folder or s3://bucket/prefix that `farreach preprocess` wrote
-Writes   `storage_path`/`name`: checkpoints; one MLflow run; with `register_as` a model version
+Writes   `storage_path`/`name`: checkpoints, then the model; one MLflow run; with `register_as` a
+         model version
 Needs    a CPU core (or a GPU) a worker
 Again    a run that was killed continues from its last checkpoint, in the same MLflow run;
          a finished one is left alone: choose another `name`
@@ -24,11 +25,12 @@ from jobs import registry
 from jobs.assignment import Assignment
 from jobs.augmenting import head_of_views, require_augmentable
 from jobs.card import model_card
-from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
+from jobs.exporting import MODEL, on_this_disk
 from jobs.memory_limit import bounded_of
 from jobs.monitor import Monitor
 from jobs.resuming import unfinished_record
+from jobs.run_record import RunRecord
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
 from jobs.targets import head_config, read_labelled, require_grid
@@ -104,7 +106,9 @@ def main(config: TrainConfig) -> TrainResult:
                 context="training",
                 counts={"images": len(labelled.records)},
             )
-            result = train(replace(config, bounded=bounded), model, dataset, run, console)
+            result = train(
+                replace(config, bounded=bounded), model, dataset, run, console, origin=record
+            )
             replace(record, finished=True).write(folder)
     tell(replace(config, bounded=bounded), result, dataset, console)
     return result
@@ -128,7 +132,13 @@ def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
 
 
 def train(
-    config: TrainConfig, model: ModelConfig, dataset: Dataset, run: Run, console: Console
+    config: TrainConfig,
+    model: ModelConfig,
+    dataset: Dataset,
+    run: Run,
+    console: Console,
+    *,
+    origin: RunRecord,
 ) -> TrainResult:
     """Run the workers to the end, log what they measure, register what they made."""
     monitor = Monitor(
@@ -140,26 +150,19 @@ def train(
         ),
         console=console,
     )
+    told = assignment(config, model, origin=origin, inbox=monitor.inbox)
     with monitor:
-        checkpoint = fit(
-            assignment(config, model, inbox=monitor.inbox),
-            config=config.workers,
-            name=config.name,
-            storage_path=str(Location.of(config.storage_path)),
-        )
+        fit(told, config=config.workers)
     last = dict(monitor.last.metrics) if monitor.last else {}
-    with checkpoint.as_directory() as folder:
-        version = register(config, Path(folder) / MODEL_FOLDER, model, dataset, run, last)
-    kept = Location.of(config.storage_path).child(config.name).child(Path(checkpoint.path).name)
-    return TrainResult(
-        run_id=run.run_id,
-        model_folder=str(kept.child(MODEL_FOLDER)),
-        version=version,
-        last=last,
-    )
+    made = Location.of(told.folder).child(MODEL)
+    with on_this_disk(made) as folder:
+        version = register(config, folder, model, dataset, run, last)
+    return TrainResult(run_id=run.run_id, model_folder=str(made), version=version, last=last)
 
 
-def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assignment:
+def assignment(
+    config: TrainConfig, model: ModelConfig, *, origin: RunRecord, inbox: Any
+) -> Assignment:
     """What every worker is told."""
     return Assignment(
         dataset=str(Location.of(config.dataset)),
@@ -173,6 +176,8 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         parallel=config.parallel,
         total_steps=config.total_steps,
         record=config.record,
+        folder=str(Location.of(config.storage_path).child(config.name)),
+        origin=origin,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
         inbox=inbox,

@@ -55,16 +55,13 @@ class Trainer(TorchTrainer):
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
-def fit(
-    assignment: Assignment, *, config: WorkersConfig, name: str, storage_path: str
-) -> ray.train.Checkpoint:
-    """Train on the workers until the last step; gives the last checkpoint.
+def fit(assignment: Assignment, *, config: WorkersConfig) -> None:
+    """Train on the workers until the last step.
 
-    A run of this name that was broken off continues from its newest checkpoint.
+    A run in the assignment's folder that was broken off continues from its newest checkpoint.
     """
     # workers read the dataset by absolute place; changing folders would only hide mistakes
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    # a checkpoint counts once the controller has looked: not only every two seconds
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     trainer = Trainer(
         worker.run,
@@ -74,16 +71,11 @@ def fit(
             use_gpu=config.device == "gpu",
             resources_per_worker={"CPU": config.cpus_per_worker},
         ),
+        # checkpoints are the workers' own: Ray only keeps its books there
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage_path,
+            name="ray",
+            storage_path=assignment.folder,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=assignment.record.keep_checkpoints
-            ),
         ),
     )
-    checkpoint = trainer.fit().checkpoint
-    if checkpoint is None:
-        raise RuntimeError(f"{storage_path}/{name}: training ended without a checkpoint")
-    return checkpoint
+    trainer.fit()

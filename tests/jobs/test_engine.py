@@ -21,7 +21,7 @@ from jobs.engine import EngineConfig, OptimizerConfig, full_weights
 from jobs.monitor import Inbox
 from jobs.settings import load
 from jobs.targets import RegressTarget
-from jobs.train import assignment, model_config
+from jobs.train import model_config
 from jobs.train_config import TrainConfig
 from jobs.worker import Loop
 from jobs.workers import WorkersConfig
@@ -31,6 +31,7 @@ from tests.jobs.small_training import (
     TRUNK,
     Plain,
     one_image,
+    told,
     train_config,
     write_dataset,
     write_images,
@@ -176,10 +177,7 @@ def trained_together(
 ) -> dict[str, Any]:
     """Figures of every step and the last weights, by name; the workers share two CPUs."""
     inbox = Inbox.remote()
-    tasks = {
-        name: assignment(config, model_config(config, open_dataset(config.dataset)), inbox=inbox)
-        for name, config in named.items()
-    }
+    tasks = {name: told(config, folder / name, inbox=inbox) for name, config in named.items()}
     TorchTrainer(
         train_all,
         train_loop_config={"tasks": tasks},
