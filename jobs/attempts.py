@@ -5,23 +5,21 @@ fails by a mistake                  raised at once
 leaves since it was asked to        ends, or goes on with the workers that there are now
 """
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.assignment import Assignment
+from jobs.checkpoint_folders import FOLDER, files_by_step, finished
 from jobs.errors import MachineFault
 from jobs.events import Event
-from jobs.failures import Failure, failure_of, pause_s
+from jobs.failures import SILENCES, Failure, failure_of, pause_s
 from jobs.monitor import Monitor
 from jobs.runner import describe
 from jobs.stopping import Stop, Stopped
 from pipeline.storage import Location
 
-CHECKPOINTS = "checkpoints"
-MANIFEST = re.compile(r"step-(\d+)/manifest\.json")
 SILENCE_S = 20.0
 """After a signal; workers that say nothing for so long will not save either."""
 
@@ -136,8 +134,6 @@ def committed_step(folder: str) -> int:
     A folder that does not answer has none, for the moment.
     """
     try:
-        files = Location.of(folder).child(CHECKPOINTS).files()
-    except (ConnectionError, TimeoutError):
+        return max(finished(files_by_step(Location.of(folder).child(FOLDER))), default=0)
+    except SILENCES:
         return 0
-    found = (MANIFEST.fullmatch(each) for each in files)
-    return max((int(each[1]) for each in found if each), default=0)

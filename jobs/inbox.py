@@ -26,18 +26,13 @@ class StepRecord:
     time_ms: int = 0
     """When it was measured, since 1970: sent twice, it is the same point of the record."""
 
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "StepRecord":
-        """A record from what `dataclasses.asdict` made of it."""
-        events = tuple(Event(**each) for each in fields.get("events", ()))
-        return cls(**{**fields, "events": events})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pulse:
     """A worker's sign of life."""
 
     rank: int
+    num_workers: int
     pid: int
     node_id: str
     """Ray's."""

@@ -91,6 +91,7 @@ class Monitor:
         self._shown_step = 0
         self._told_s = 0.0
         self._heard_s = float("-inf")
+        self._num_workers = 0
 
     def __enter__(self) -> "Monitor":
         self._progress.start()
@@ -178,6 +179,7 @@ class Monitor:
 
     def _take(self, delivery: Delivery) -> None:
         self._waiting += delivery.records
+        self._tell_size(delivery.pulses)
         self._log_load(delivery.pulses)
         self.pulses = {pulse.rank: pulse for pulse in delivery.pulses}
         alive = [delivery.silent_s[pulse.rank] for pulse in delivery.pulses if pulse.at != "done"]
@@ -203,6 +205,20 @@ class Monitor:
                 self.tell(event)
         if new:
             self.record.log_json(new, f"damaged_images/step-{record.step:07d}.json")
+
+    def _tell_size(self, pulses: Sequence[Pulse]) -> None:
+        """When an attempt has another number of workers than the last."""
+        for pulse in pulses[:1]:
+            before, self._num_workers = self._num_workers, pulse.num_workers
+            if before not in (0, pulse.num_workers):
+                self.tell(
+                    Event(
+                        kind="resized",
+                        step=self.step,
+                        text=f"resized: {pulse.num_workers} workers go on where {before} left off",
+                        facts={"before": before, "now": pulse.num_workers},
+                    )
+                )
 
     def _log_load(self, pulses: Sequence[Pulse]) -> None:
         """How busy the nodes are, each figure once: a pulse is delivered until the next comes."""

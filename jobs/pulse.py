@@ -45,12 +45,14 @@ class Heart:
     Args:
         inbox: the driver's.
         rank: among all workers.
+        num_workers: all of them.
         first_on_node: whether this worker measures its node's load.
     """
 
-    def __init__(self, inbox: Any, *, rank: int, first_on_node: bool) -> None:
+    def __init__(self, inbox: Any, *, rank: int, num_workers: int, first_on_node: bool) -> None:
         self.inbox = inbox
         self.rank = rank
+        self.num_workers = num_workers
         self.load = NodeLoad() if first_on_node else None
         self._trained_by = threading.get_ident()
         self._step = 0
@@ -126,6 +128,7 @@ class Heart:
     def _pulse(self, at: str, figures: Mapping[str, float] | None = None) -> Pulse:
         return Pulse(
             rank=self.rank,
+            num_workers=self.num_workers,
             pid=os.getpid(),
             node_id=ray.get_runtime_context().get_node_id(),
             hostname=socket.gethostname(),

@@ -3,7 +3,8 @@
 Run      farreach train CONFIG.yaml [key=value ...]
 Submit   farreach submit train CONFIG.yaml [key=value ...] --address http://HEAD:8265
 Reads    `dataset`, a folder or s3://bucket/prefix that `farreach preprocess` wrote
-Writes   `storage_path`/`name`: checkpoints; one MLflow run; with `register_as` a model version
+Writes   `storage_path`/`name`: checkpoints, then the model; one MLflow run; with `register_as` a
+         model version
 Needs    a CPU core (or a GPU) a worker
 Again    a run that was killed continues from its last checkpoint, in the same MLflow run;
          a finished one is left alone: choose another `name`
@@ -12,6 +13,7 @@ Example  farreach train train.yaml dataset=scenes name=first model.trunk.width=9
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,18 @@ from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
 from jobs import registry
 from jobs.assignment import Assignment
-from jobs.attempts import Attempts
+from jobs.attempts import Attempts, committed_step
 from jobs.augmenting import head_of_views, require_augmentable
 from jobs.best import Exported
 from jobs.card import model_card
-from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
-from jobs.events import Journal, told_restarts
+from jobs.events import Event, Journal, told_restarts
+from jobs.exporting import MODEL, on_this_disk
 from jobs.leaving import STOPPED
 from jobs.memory_limit import bounded_of
-from jobs.model_source import source
 from jobs.monitor import Monitor
 from jobs.resuming import unfinished_record
+from jobs.run_record import RunRecord
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
 from jobs.stopping import stop_signals
@@ -99,7 +101,9 @@ def main(config: TrainConfig) -> TrainResult:
                 context="training",
                 counts={"images": len(labelled.records)},
             )
-            result = train(replace(config, bounded=bounded), model, dataset, spool, console)
+            result = train(
+                replace(config, bounded=bounded), model, dataset, spool, console, origin=record
+            )
         replace(record, finished=True).write(folder)
     tell(replace(config, bounded=bounded), result, dataset, console)
     return result
@@ -146,55 +150,53 @@ def trainable_images(config: TrainConfig, model: ModelConfig, dataset: Dataset) 
 
 
 def train(
-    config: TrainConfig, model: ModelConfig, dataset: Dataset, spool: Spool, console: Console
+    config: TrainConfig,
+    model: ModelConfig,
+    dataset: Dataset,
+    spool: Spool,
+    console: Console,
+    *,
+    origin: RunRecord,
 ) -> TrainResult:
     """Run the workers to the end, log what they measure, register what they made."""
     folder = str(Location.of(config.storage_path).child(config.name))
+    logged_steps = spool.last_step()
     monitor = Monitor(
         total_steps=config.total_steps,
-        logged_steps=spool.last_step(),
+        logged_steps=logged_steps,
         record=spool,
         journal=Journal(folder),
         console=console,
         hang_timeout_s=config.workers.hang_timeout_s,
         trace=traced(config),
     )
-    results = []
-
-    def one_attempt(task: Assignment) -> str:
-        results.append(
-            fit(
-                task,
-                config=config.workers,
-                name=config.name,
-                storage_path=str(Location.of(config.storage_path)),
-            )
-        )
-        return str(results[-1].return_value or "")
 
     def ask_to_leave(signal: str) -> None:
         console.print(f"{signal}: saving after this step; once more ends at once")
         monitor.ask_to_leave(STOPPED)
 
+    told = assignment(config, model, origin=origin, inbox=None)
     with monitor, stop_signals(ask_to_leave) as stop:
+        saved = committed_step(folder)
+        if saved or logged_steps:
+            monitor.tell(Event(kind="continued", step=saved, text=f"continued after step {saved}"))
         Attempts(
-            fit=one_attempt,
+            fit=partial(fit, config=config.workers),
             monitor=monitor,
             stop=stop,
             folder=folder,
             max_failures=config.workers.max_failures,
-        ).run(assignment(config, model, inbox=None))
-    console.print(told_restarts(monitor.journal.events) or "nothing broke it off")
+        ).run(told)
+    if restarts := told_restarts(monitor.journal.events):
+        console.print(restarts)
     if not spool.sent(patience_s=PATIENCE_S):
         raise unanswered(spool)
-    checkpoint = results[-1].checkpoint
     last = dict(monitor.last.metrics) if monitor.last else {}
-    kept = Location.of(folder).child(Path(checkpoint.path).name).child(MODEL_FOLDER)
-    made = Exported.last(str(kept), figures=last)
+    made = Exported.last(str(Location.of(folder).child(MODEL)), figures=last)
     if config.validation is not None:
         made = Exported.best(folder) or made
-    with source(made.folder) as found:
-        version = register(config, found.folder, model, dataset, spool.run, made)
+    with on_this_disk(Location.of(made.folder)) as trained:
+        version = register(config, trained, model, dataset, spool.run, made)
     return TrainResult(
         run_id=spool.run_id,
         model_folder=made.folder,
@@ -211,7 +213,9 @@ def traced(config: TrainConfig) -> Trace | None:
     return Trace(str(Location.of(config.storage_path).child(config.name)))
 
 
-def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assignment:
+def assignment(
+    config: TrainConfig, model: ModelConfig, *, origin: RunRecord, inbox: Any
+) -> Assignment:
     """What every worker is told."""
     return Assignment(
         dataset=str(Location.of(config.dataset)),
@@ -227,6 +231,7 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         guard=config.guard,
         record=config.record,
         validation=config.validation,
+        origin=origin,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
         folder=str(Location.of(config.storage_path).child(config.name)),

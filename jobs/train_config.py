@@ -14,6 +14,7 @@ from jobs.assignment import RecordConfig
 from jobs.batches import BatchConfig, require_images
 from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
 from jobs.guard import GuardConfig
+from jobs.resuming import ResumeConfig
 from jobs.sharing import require_shareable
 from jobs.standing import ValidationConfig
 from jobs.targets import (
@@ -31,7 +32,7 @@ class TrainConfig:
     """One training, from its first step to its registered model."""
 
     name: str
-    """Of the run; its checkpoints lie in storage_path/name."""
+    """Of the run; its checkpoints and its model lie in storage_path/name."""
     dataset: str
     total_steps: int
     model: EncoderConfig | DiffusionConfig | AutoregressiveConfig | VixConfig
@@ -59,6 +60,7 @@ class TrainConfig:
     record: RecordConfig = field(default_factory=RecordConfig)
     validation: ValidationConfig | None = None
     """Measure the model on other images while it learns, and keep the best one; None for not."""
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:

@@ -97,7 +97,7 @@ class Validator:
 
     def saved(self) -> dict[str, Any]:
         """The standing for a checkpoint that is now written."""
-        self.standing = self.standing.saved(keep=self.task.record.keep_checkpoints + 1)
+        self.standing = self.standing.saved(keep=self.task.record.keep_last + 1)
         return self.standing.as_json()
 
     def __call__(self, engine: Any, *, step: int) -> Validated:

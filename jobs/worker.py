@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -13,19 +12,22 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from fit_model.crew import Crew
 from fit_model.models import build
-from fit_model.objective import PREFIX, Objective
+from fit_model.objective import Objective
 from fit_model.optimize import learning_rate_factor
 from fit_model.parallel.crew import form_crew
-from fit_model.weights import save_tensors
 from jobs.assignment import Assignment
 from jobs.batches import Batch, Feed
-from jobs.checkpoints import MODEL_FOLDER, restore, saved
-from jobs.engine import build_engine, full_weights, set_learning_rate
+from jobs.checkpoint_folders import FOLDER
+from jobs.checkpoints import Checkpoints
+from jobs.engine import build_engine, set_learning_rate
+from jobs.engine_state import states_kept
+from jobs.events import Event
+from jobs.exporting import MODEL, export
 from jobs.inbox import StepRecord
+from jobs.manifests import Progress
 from jobs.meter import Meter
 from jobs.process_memory import keep_freed_blocks
 from jobs.pulse import Heart
@@ -34,6 +36,7 @@ from jobs.targets import read_labelled
 from jobs.trace import images_read
 from jobs.validation import Validator
 from pipeline.dataset import open_dataset
+from pipeline.storage import Location
 
 KEPT_RECORDS = 1000
 """Steps whose figures travel in a checkpoint; far more than the driver ever lags behind."""
@@ -49,7 +52,10 @@ def run(loop: dict[str, Assignment]) -> str:
     keep_freed_blocks()
     context = ray.train.get_context()
     heart = Heart(
-        task.inbox, rank=context.get_world_rank(), first_on_node=context.get_local_rank() == 0
+        task.inbox,
+        rank=context.get_world_rank(),
+        num_workers=context.get_world_size(),
+        first_on_node=context.get_local_rank() == 0,
     )
     with told_of_each_other(), heart:
         return Loop(task, heart).run()
@@ -95,17 +101,27 @@ class Loop:
             device=self.device,
         )
         self.validator = self.open_validator(crew)
-        progress = restore(self.engine)
+        self.folder = Location.of(task.folder)
+        self.checkpoints = Checkpoints(
+            self.folder.child(FOLDER),
+            config=task.record,
+            states=states_kept(task.optimizer),
+            origin=task.origin,
+            last_step=task.total_steps,
+            device=self.device,
+            tell=self.tell,
+        )
+        progress = self.checkpoints.restore(self.engine)
         if self.validator:
             self.validator.resume(progress.validation)
         self.finished_steps = progress.step
         self.recent = deque(progress.records, maxlen=KEPT_RECORDS)
-        self.damaged: set[int] = set()
+        self.damaged = set(progress.damaged)
         # the driver may have died before it logged them; it knows which ones it has
         self.unsent = list(progress.records)
 
     def run(self) -> str:
-        """All remaining steps; a checkpoint every so often and after the last.
+        """All remaining steps; a checkpoint every so often, after the last one the model, too.
 
         Gives why the workers agreed to leave before it, or nothing.
         """
@@ -120,16 +136,16 @@ class Loop:
             last = done == self.task.total_steps or self.stopped
             if last or done % self.task.record.log_every_steps == 0:
                 self.flush()
-            due = last or done % self.task.record.checkpoint_every_steps == 0
-            if due:
-                self.save(done, last=last)
+            if last or done % self.task.record.checkpoint_every_steps == 0:
+                self.save(done, wait=last)
+            self.checkpoints.settle()
             self.heart.finished(done)
-            leaves = "" if last else self.heart.leaves(self.device)
-            if leaves:
+            leaves = self.heart.leaves(self.device)
+            if leaves and not last:
                 self.flush()
-                if not due:
-                    self.save(done, last=False)
+                self.save(done, wait=True)
                 return leaves
+        export(self.engine, self.task.model, self.folder.child(MODEL))
         return ""
 
     def open_feed(self, crew: Crew) -> Feed:
@@ -252,22 +268,19 @@ class Loop:
             ray.get(self.task.inbox.put.remote(self.unsent))
         self.unsent = []
 
-    def save(self, done: int, *, last: bool) -> None:
-        """A checkpoint after `done` steps; the last one carries the trained model."""
-        weights: dict[str, Tensor] = {}
-        for name, weight in full_weights(self.engine) if last else ():
-            if self.rank == 0:
-                weights[name.removeprefix(PREFIX)] = weight
-        standing = self.validator.saved() if self.validator else {}
-        records = self.recent
-        with saved(self.engine, step=done, records=records, validation=standing) as checkpoint:
-            if weights:
-                save_tensors(weights, self.task.model, Path(checkpoint.path) / MODEL_FOLDER)
-            ray.train.report(
-                {"step": done},
-                checkpoint=checkpoint,
-                checkpoint_dir_name=f"step-{done:07d}",
-            )
+    def tell(self, event: Event) -> None:
+        """Let the driver know at once."""
+        self.task.inbox.tell.remote(event)
+
+    def save(self, done: int, *, wait: bool) -> None:
+        """A checkpoint after `done` steps."""
+        progress = Progress(
+            step=done,
+            records=tuple(self.recent),
+            validation=self.validator.saved() if self.validator else {},
+            damaged=tuple(sorted(self.damaged)),
+        )
+        self.checkpoints.save(self.engine, progress, wait=wait)
 
 
 def step_seed(seed: int, *, step: int, rank: int) -> int:

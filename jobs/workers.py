@@ -1,6 +1,7 @@
 """The workers of one training: how many, on what, and Ray Train that starts them."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from ray.train.v2.api.callback import RayTrainCallback
 from jobs import worker
 from jobs.assignment import Assignment
 from jobs.cluster import require_cpus, require_gpus
+from jobs.elastic import Dealing, dealable
 from jobs.hangs import PATIENT
 from jobs.leaving import HeedTermination
 
@@ -78,12 +80,21 @@ def require_workers(config: WorkersConfig) -> None:
 
 
 class Trainer(TorchTrainer):
-    """Ray's trainer, whose workers heed SIGTERM, less a watcher that cannot work on a local Ray.
+    """Ray's trainer, whose workers heed SIGTERM and are as many as can be dealt; less a watcher.
 
     The watcher frees the CPUs of a dead controller. It asks the dashboard, which a local Ray does
     not have, and would hold up the end of every training by 12 s; a local Ray ends with its driver
     anyway.
     """
+
+    assignment: Assignment
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        config = self.scaling_config
+        if config.elasticity_enabled:
+            counts = dealable(self.assignment, fewest=config.min_workers, most=config.max_workers)
+            settings["scaling_policy"] = Dealing(config, counts=counts, inbox=self.assignment.inbox)
+        return super()._initialize_and_run_controller(**settings)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = [*super()._create_default_callbacks(), HeedTermination()]
@@ -92,29 +103,32 @@ class Trainer(TorchTrainer):
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
-def fit(assignment: Assignment, *, config: WorkersConfig, name: str, storage_path: str) -> Any:
-    """One attempt to train to the last step; raises what broke it off, as Ray Train tells it."""
+def fit(assignment: Assignment, *, config: WorkersConfig) -> str:
+    """One attempt to train to the last step, from the newest checkpoint in the run's folder.
+
+    Gives why the workers left before it, or nothing; raises what broke it off, as Ray tells it.
+    """
     # workers read the dataset by absolute place; changing folders would only hide mistakes
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     # the end is seen at once, and a signal's handler runs: not only every two seconds
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    trainer = Trainer(
-        worker.run,
-        train_loop_config={"assignment": assignment},
-        torch_config=TorchConfig(timeout_s=int(PATIENT * config.hang_timeout_s) + 1),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.device == "gpu",
-            resources_per_worker={"CPU": config.cpus_per_worker},
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage_path,
-            # jobs/attempts.py decides what is tried again
-            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=assignment.record.keep_checkpoints
+    # checkpoints are the workers' own: Ray only keeps its books here, of this attempt alone
+    with tempfile.TemporaryDirectory(prefix="farreach-ray-") as books:
+        trainer = Trainer(
+            worker.run,
+            train_loop_config={"assignment": assignment},
+            torch_config=TorchConfig(timeout_s=int(PATIENT * config.hang_timeout_s) + 1),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.device == "gpu",
+                resources_per_worker={"CPU": config.cpus_per_worker},
             ),
-        ),
-    )
-    return trainer.fit()
+            run_config=ray.train.RunConfig(
+                name="attempt",
+                storage_path=books,
+                # jobs/attempts.py decides what is tried again
+                failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
+            ),
+        )
+        trainer.assignment = assignment
+        return str(trainer.fit().return_value or "")
