@@ -51,6 +51,8 @@ class Batch:
     """Share of the global batch's mean that each image carries, [b]; 0 marks padding."""
     groups_per_image: list[int]
     """Of whole images, whoever holds their groups; padding images are not counted."""
+    images: tuple[int, ...] = ()
+    """Numbers of these images."""
     turns: tuple[int, ...] = ()
     """As in Share, of the images that are here."""
     damaged: tuple[int, ...] = ()
@@ -144,12 +146,19 @@ class Feed:
             self.order, records=labelled.records, max_share=config.max_damaged_share
         )
 
-    def stream(self, first_step: int, last_step: int, *, ahead: int = 3) -> Iterator[Batch]:
-        """Micro-batches of steps first_step to last_step - 1.
+    def stream(
+        self,
+        first_step: int,
+        last_step: int,
+        *,
+        leave_out: Callable[[int], bool] = lambda step: False,
+        ahead: int = 3,
+    ) -> Iterator[Batch]:
+        """Micro-batches of steps first_step to last_step - 1, without those that are left out.
 
         Up to `ahead` of them are being read meanwhile, as long as these hold AHEAD_BYTES at most.
         """
-        steps = range(first_step, last_step)
+        steps = [step for step in range(first_step, last_step) if not leave_out(step)]
         places = deque(product(steps, range(self.config.accumulation)))
         # from afar an answer takes long to begin, so all of them are asked for at once
         readers = 1 if self.dataset.place.is_local else ahead + 1
@@ -229,6 +238,7 @@ class Feed:
             seeds=torch.tensor(seeds),
             weights=torch.full((len(records),), share.weight),
             groups_per_image=counts if share.weight else [],
+            images=tuple(share.images) if share.weight else (),
         )
 
     def agreed(self, share: Share, batch: Batch) -> Batch:

@@ -127,6 +127,8 @@ class Guard:
         """Steps to go around, a range a rollback."""
         self.loss = self.norm = math.nan
         """What all workers agreed on at the last step."""
+        self.reason = ""
+        """Why that step was not to be taken."""
 
     def state(self) -> dict[str, Any]:
         """JSON-able, and bounded by the configuration."""
@@ -141,7 +143,7 @@ class Guard:
         return any(step in each for each in self.around)
 
     def judge(self, *, loss: float, norm: float) -> str:
-        """Why this step is not to be taken; empty to take it. Every worker calls it, once a step.
+        """Why this step is not to be taken, or nothing; every worker calls it, once a step.
 
         Args:
             loss: this worker's part of the step's loss.
@@ -150,10 +152,9 @@ class Guard:
         told = torch.tensor([loss, norm / self._num_workers], dtype=torch.float64)
         self.loss, self.norm = self._agree(told).tolist()
         values = {"loss": self.loss, "gradient": self.norm}
-        for name, value in values.items():
-            reason = self._against(name, value)
-            if reason:
-                return reason
+        self.reason = next(filter(None, (self._against(*each) for each in values.items())), "")
+        if self.reason:
+            return self.reason
         for name, value in values.items():
             self._accepted[name].append(value)
         self.row = []

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -49,6 +49,7 @@ class Monitor:
         journal: Journal,
         console: Console,
         hang_timeout_s: float,
+        notice: Callable[[Event], None] | None = None,
     ) -> None:
         self.inbox: Any = None
         self.last: StepRecord | None = None
@@ -57,6 +58,7 @@ class Monitor:
         self.journal = journal
         self.record = record
         self.watch = HangWatch(timeout_s=hang_timeout_s, tell=self.tell, kill=kill_worker)
+        self._notice = notice
         self._waiting: deque[StepRecord] = deque()
         self._logged_steps = logged_steps
         self._damaged: set[str] = set()
@@ -136,6 +138,8 @@ class Monitor:
             events = self.journal.events
             self.record.log_json([vars(each) for each in events], "events.json")
             self.record.set_tags({"restarts": num_restarts(events)})
+        if self._notice is not None:
+            self._notice(event)
 
     def _run(self) -> None:
         failing = False
@@ -167,8 +171,10 @@ class Monitor:
         for event in delivery.events:
             self.tell(event)
         while self._waiting:
-            self._log(self._waiting[0])
-            self.last = self._waiting.popleft()
+            self._log(record := self._waiting[0])
+            # a step that was gone around has no figures
+            self.last = record if "loss" in record.metrics else self.last
+            self._waiting.popleft()
         if self.last is not None and self.last.step != self._shown_step:
             self._show(self.last)
 

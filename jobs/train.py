@@ -29,8 +29,10 @@ from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
 from jobs.events import Journal
 from jobs.leaving import STOPPED
-from jobs.memory_limit import bounded_of
+from jobs.lessons import read_lessons
+from jobs.memory_limit import bounded_of, first_chunks
 from jobs.monitor import Monitor
+from jobs.offender_record import OffenderRecord
 from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
@@ -74,8 +76,8 @@ def main(config: TrainConfig) -> TrainResult:
             0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
         ),
     )
-    bounded = bounded_of(config, model, labelled.records)
     folder = str(Location.of(config.storage_path).child(config.name))
+    bounded = read_lessons(folder).bounded or bounded_of(config, model, labelled.records)
     before = unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
         f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
@@ -136,6 +138,7 @@ def train(
 ) -> TrainResult:
     """Run the workers to the end, log what they measure, register what they made."""
     folder = str(Location.of(config.storage_path).child(config.name))
+    offenders = OffenderRecord(dataset, split=config.split, run=run, console=console)
     monitor = Monitor(
         total_steps=config.total_steps,
         logged_steps=run.last_step("loss"),
@@ -143,6 +146,7 @@ def train(
         journal=Journal(folder),
         console=console,
         hang_timeout_s=config.workers.hang_timeout_s,
+        notice=offenders,
     )
     results = []
 
@@ -161,13 +165,18 @@ def train(
         console.print(f"{signal}: saving after this step; once more ends at once")
         monitor.ask_to_leave(STOPPED)
 
-    with monitor, stop_signals(ask_to_leave) as stop:
+    def begin() -> BoundedConfig | None:
+        records = read_labelled(dataset, model.head, split=config.split).records
+        return first_chunks(config, model, records)
+
+    with offenders, monitor, stop_signals(ask_to_leave) as stop:
         Attempts(
             fit=one_attempt,
             monitor=monitor,
             stop=stop,
             folder=folder,
             max_failures=config.workers.max_failures,
+            adapt=SmallerChunks(folder=folder, begin=begin, tell=monitor.tell),
         ).run(assignment(config, model, inbox=None))
     checkpoint = results[-1].checkpoint
     last = dict(monitor.last.metrics) if monitor.last else {}
