@@ -138,9 +138,9 @@ class Guard:
             "around": [[each.start, each.stop] for each in self.around],
         }
 
-    def goes_around(self, step: int) -> bool:
-        """Whether this step's batch was left behind by a rollback."""
-        return any(step in each for each in self.around)
+    def goes_around(self) -> frozenset[int]:
+        """The steps whose batches were left behind by rollbacks."""
+        return frozenset(step for each in self.around for step in each)
 
     def judge(self, *, loss: float, norm: float) -> str:
         """Why this step is not to be taken, or nothing; every worker calls it, once a step.

@@ -3,7 +3,8 @@
 Run      farreach train CONFIG.yaml [key=value ...]
 Submit   farreach submit train CONFIG.yaml [key=value ...] --address http://HEAD:8265
 Reads    `dataset`, a folder or s3://bucket/prefix that `farreach preprocess` wrote
-Writes   `storage_path`/`name`: checkpoints; one MLflow run; with `register_as` a model version
+Writes   `storage_path`/`name`: checkpoints, then the model; one MLflow run; with `register_as` a
+         model version
 Needs    a CPU core (or a GPU) a worker
 Again    a run that was killed continues from its last checkpoint, in the same MLflow run;
          a finished one is left alone: choose another `name`
@@ -17,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fit_model.bounded.config import BoundedConfig
 from fit_model.flops import num_parameters
 from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
@@ -25,17 +27,19 @@ from jobs.assignment import Assignment
 from jobs.attempts import Attempts
 from jobs.augmenting import head_of_views, require_augmentable
 from jobs.card import model_card
-from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
 from jobs.events import Journal
+from jobs.exporting import MODEL, on_this_disk
 from jobs.leaving import STOPPED
 from jobs.lessons import read_lessons
 from jobs.memory_limit import bounded_of, first_chunks
 from jobs.monitor import Monitor
 from jobs.offender_record import OffenderRecord
 from jobs.resuming import unfinished_record
+from jobs.run_record import RunRecord
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
+from jobs.smaller_chunks import SmallerChunks
 from jobs.stopping import stop_signals
 from jobs.targets import head_config, read_labelled, require_grid
 from jobs.tracking import Run, open_run
@@ -110,7 +114,9 @@ def main(config: TrainConfig) -> TrainResult:
                 context="training",
                 counts={"images": len(labelled.records)},
             )
-            result = train(replace(config, bounded=bounded), model, dataset, run, console)
+            result = train(
+                replace(config, bounded=bounded), model, dataset, run, console, origin=record
+            )
             replace(record, finished=True).write(folder)
     tell(replace(config, bounded=bounded), result, dataset, console)
     return result
@@ -134,7 +140,13 @@ def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
 
 
 def train(
-    config: TrainConfig, model: ModelConfig, dataset: Dataset, run: Run, console: Console
+    config: TrainConfig,
+    model: ModelConfig,
+    dataset: Dataset,
+    run: Run,
+    console: Console,
+    *,
+    origin: RunRecord,
 ) -> TrainResult:
     """Run the workers to the end, log what they measure, register what they made."""
     folder = str(Location.of(config.storage_path).child(config.name))
@@ -148,18 +160,9 @@ def train(
         hang_timeout_s=config.workers.hang_timeout_s,
         notice=offenders,
     )
-    results = []
 
     def one_attempt(task: Assignment) -> str:
-        results.append(
-            fit(
-                task,
-                config=config.workers,
-                name=config.name,
-                storage_path=str(Location.of(config.storage_path)),
-            )
-        )
-        return str(results[-1].return_value or "")
+        return str(fit(task, config=config.workers).return_value or "")
 
     def ask_to_leave(signal: str) -> None:
         console.print(f"{signal}: saving after this step; once more ends at once")
@@ -169,6 +172,7 @@ def train(
         records = read_labelled(dataset, model.head, split=config.split).records
         return first_chunks(config, model, records)
 
+    told = assignment(config, model, origin=origin, inbox=None)
     with offenders, monitor, stop_signals(ask_to_leave) as stop:
         Attempts(
             fit=one_attempt,
@@ -177,21 +181,17 @@ def train(
             folder=folder,
             max_failures=config.workers.max_failures,
             adapt=SmallerChunks(folder=folder, begin=begin, tell=monitor.tell),
-        ).run(assignment(config, model, inbox=None))
-    checkpoint = results[-1].checkpoint
+        ).run(told)
     last = dict(monitor.last.metrics) if monitor.last else {}
-    with checkpoint.as_directory() as folder:
-        version = register(config, Path(folder) / MODEL_FOLDER, model, dataset, run, last)
-    kept = Location.of(config.storage_path).child(config.name).child(Path(checkpoint.path).name)
-    return TrainResult(
-        run_id=run.run_id,
-        model_folder=str(kept.child(MODEL_FOLDER)),
-        version=version,
-        last=last,
-    )
+    made = Location.of(told.folder).child(MODEL)
+    with on_this_disk(made) as here:
+        version = register(config, here, model, dataset, run, last)
+    return TrainResult(run_id=run.run_id, model_folder=str(made), version=version, last=last)
 
 
-def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assignment:
+def assignment(
+    config: TrainConfig, model: ModelConfig, *, origin: RunRecord, inbox: Any
+) -> Assignment:
     """What every worker is told."""
     return Assignment(
         dataset=str(Location.of(config.dataset)),
@@ -206,6 +206,8 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         total_steps=config.total_steps,
         guard=config.guard,
         record=config.record,
+        folder=str(Location.of(config.storage_path).child(config.name)),
+        origin=origin,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
         inbox=inbox,

@@ -14,6 +14,7 @@ from jobs.assignment import RecordConfig
 from jobs.batches import BatchConfig, require_images
 from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
 from jobs.guard import GuardConfig
+from jobs.resuming import ResumeConfig
 from jobs.sharing import require_shareable
 from jobs.targets import (
     ClassifyTarget,
@@ -30,7 +31,7 @@ class TrainConfig:
     """One training, from its first step to its registered model."""
 
     name: str
-    """Of the run; its checkpoints lie in storage_path/name."""
+    """Of the run; its checkpoints and its model lie in storage_path/name."""
     dataset: str
     total_steps: int
     model: EncoderConfig | DiffusionConfig | AutoregressiveConfig | VixConfig
@@ -56,6 +57,7 @@ class TrainConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     """Which steps are not taken, and what is done about many of them."""
     record: RecordConfig = field(default_factory=RecordConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:

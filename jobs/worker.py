@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,20 +12,23 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from fit_model.models import build
-from fit_model.objective import PREFIX, Objective
+from fit_model.objective import Objective
 from fit_model.optimize import learning_rate_factor
 from fit_model.parallel.crew import form_crew
-from fit_model.weights import save_tensors
 from jobs.assignment import Assignment
 from jobs.batches import Batch, Feed
-from jobs.checkpoints import MODEL_FOLDER, restore, saved
-from jobs.engine import build_engine, full_weights, set_learning_rate
+from jobs.checkpoint_folders import FOLDER
+from jobs.checkpoints import Checkpoints
+from jobs.engine import build_engine, set_learning_rate
+from jobs.engine_state import states_kept
+from jobs.events import Event
+from jobs.exporting import MODEL, export
 from jobs.guard import RollBack
 from jobs.guarded import Guarded
 from jobs.inbox import StepRecord
+from jobs.manifests import Progress
 from jobs.meter import Meter
 from jobs.offenders import LineUp
 from jobs.process_memory import keep_freed_blocks
@@ -35,6 +37,7 @@ from jobs.sharing import Comparison, Seat
 from jobs.smaller_chunks import memory_named
 from jobs.targets import read_labelled
 from pipeline.dataset import open_dataset
+from pipeline.storage import Location
 
 KEPT_RECORDS = 1000
 """Steps whose figures travel in a checkpoint; far more than the driver ever lags behind."""
@@ -87,11 +90,21 @@ class Loop:
         self.device = ray.train.torch.get_device()
         self.crew = form_crew(task.parallel)
         self.feed = self.open_feed()
+        self.folder = Location.of(task.folder)
+        self.checkpoints = Checkpoints(
+            self.folder.child(FOLDER),
+            config=task.record,
+            states=states_kept(task.optimizer),
+            origin=task.origin,
+            last_step=task.total_steps,
+            device=self.device,
+            tell=self.tell,
+        )
         self.guarded = Guarded(
             task.guard,
             folder=task.folder,
             build=self.build,
-            restore=self.restore,
+            restore=self.checkpoints.restore,
             device=self.device,
             tell=self.tell,
         )
@@ -120,6 +133,7 @@ class Loop:
         Gives as `run`.
         """
         self.flush()
+        self.around = self.guarded.guard.goes_around()
         batches = self.batches()
         for step in range(self.finished_steps, self.task.total_steps):
             self.step(step, batches)
@@ -129,14 +143,15 @@ class Loop:
                 self.flush()
             due = last or done % self.task.record.checkpoint_every_steps == 0
             if due:
-                self.save(done, last=last)
+                self.save(done, wait=last)
+            self.checkpoints.settle()
             self.heart.finished(done)
             leaves = "" if last else self.heart.leaves(self.device)
             if leaves:
                 self.flush()
-                if not due:
-                    self.save(done, last=False)
+                self.save(done, wait=True)
                 return leaves
+        export(self.engine, self.task.model, self.folder.child(MODEL))
         return ""
 
     @property
@@ -173,13 +188,11 @@ class Loop:
 
     def batches(self) -> Iterator[Batch]:
         """The worker's micro-batches from the first step that is still to do."""
-        return self.feed.stream(
-            self.finished_steps, self.task.total_steps, leave_out=self.guarded.guard.goes_around
-        )
+        return self.feed.stream(self.finished_steps, self.task.total_steps, around=self.around)
 
     def step(self, step: int, batches: Iterator[Batch]) -> None:
         """One optimizer step on one global batch, measured."""
-        if self.guarded.guard.goes_around(step):
+        if step in self.around:
             self.keep(StepRecord(step=step + 1, metrics={"guard/around": 1.0}, time_ms=now_ms()))
             return
         torch.manual_seed(step_seed(self.task.batch.seed, step=step, rank=self.rank))
@@ -265,20 +278,14 @@ class Loop:
             ray.get(self.task.inbox.put.remote(self.unsent))
         self.unsent = []
 
-    def save(self, done: int, *, last: bool) -> None:
-        """A checkpoint after `done` steps; the last one carries the trained model."""
-        weights: dict[str, Tensor] = {}
-        for name, weight in full_weights(self.engine) if last else ():
-            if self.rank == 0:
-                weights[name.removeprefix(PREFIX)] = weight
-        with saved(self.engine, step=done, records=self.recent) as checkpoint:
-            if weights:
-                save_tensors(weights, self.task.model, Path(checkpoint.path) / MODEL_FOLDER)
-            ray.train.report(
-                {"step": done},
-                checkpoint=checkpoint,
-                checkpoint_dir_name=f"step-{done:07d}",
-            )
+    def tell(self, event: Event) -> None:
+        """Let the driver know at once."""
+        self.task.inbox.tell.remote(event)
+
+    def save(self, done: int, *, wait: bool) -> None:
+        """A checkpoint after `done` steps."""
+        progress = Progress(step=done, records=tuple(self.recent), guard=self.guarded.guard.state())
+        self.checkpoints.save(self.engine, progress, wait=wait)
 
 
 def now_ms() -> int:

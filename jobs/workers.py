@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from typing import Any, Literal
+from uuid import uuid4
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -14,6 +15,7 @@ from jobs.assignment import Assignment
 from jobs.cluster import require_cpus, require_gpus
 from jobs.hangs import PATIENT
 from jobs.leaving import HeedTermination
+from pipeline.storage import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ class Trainer(TorchTrainer):
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
-def fit(assignment: Assignment, *, config: WorkersConfig, name: str, storage_path: str) -> Any:
+def fit(assignment: Assignment, *, config: WorkersConfig) -> Any:
     """One attempt to train to the last step; raises what broke it off, as Ray Train tells it."""
     # workers read the dataset by absolute place; changing folders would only hide mistakes
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -107,14 +109,12 @@ def fit(assignment: Assignment, *, config: WorkersConfig, name: str, storage_pat
             use_gpu=config.device == "gpu",
             resources_per_worker={"CPU": config.cpus_per_worker},
         ),
+        # checkpoints are the workers' own: Ray only keeps its books there
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage_path,
+            name=f"attempt-{uuid4().hex[:8]}",
+            storage_path=str(Location.of(assignment.folder).child("ray")),
             # jobs/attempts.py decides what is tried again
             failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=assignment.record.keep_checkpoints
-            ),
         ),
     )
     return trainer.fit()

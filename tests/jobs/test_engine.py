@@ -22,7 +22,7 @@ from jobs.inbox import Inbox
 from jobs.pulse import Heart
 from jobs.settings import load
 from jobs.targets import RegressTarget
-from jobs.train import assignment, model_config
+from jobs.train import model_config
 from jobs.train_config import TrainConfig
 from jobs.worker import Loop
 from jobs.workers import WorkersConfig
@@ -32,6 +32,7 @@ from tests.jobs.small_training import (
     TRUNK,
     Plain,
     one_image,
+    told,
     train_config,
     write_dataset,
     write_images,
@@ -177,10 +178,7 @@ def trained_together(
 ) -> dict[str, Any]:
     """Figures of every step and the last weights, by name; the workers share two CPUs."""
     inbox = Inbox.remote()
-    tasks = {
-        name: assignment(config, model_config(config, open_dataset(config.dataset)), inbox=inbox)
-        for name, config in named.items()
-    }
+    tasks = {name: told(config, folder / name, inbox=inbox) for name, config in named.items()}
     TorchTrainer(
         train_all,
         train_loop_config={"tasks": tasks},
