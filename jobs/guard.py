@@ -127,6 +127,8 @@ class Guard:
         """Steps to go around, a range a rollback."""
         self.loss = self.norm = math.nan
         """What all workers agreed on at the last step."""
+        self.reason = ""
+        """Why that step was not to be taken."""
 
     def state(self) -> dict[str, Any]:
         """JSON-able, and bounded by the configuration."""
@@ -136,12 +138,12 @@ class Guard:
             "around": [[each.start, each.stop] for each in self.around],
         }
 
-    def goes_around(self, step: int) -> bool:
-        """Whether this step's batch was left behind by a rollback."""
-        return any(step in each for each in self.around)
+    def goes_around(self) -> frozenset[int]:
+        """The steps whose batches were left behind by rollbacks."""
+        return frozenset(step for each in self.around for step in each)
 
     def judge(self, *, loss: float, norm: float) -> str:
-        """Why this step is not to be taken; empty to take it. Every worker calls it, once a step.
+        """Why this step is not to be taken, or nothing; every worker calls it, once a step.
 
         Args:
             loss: this worker's part of the step's loss.
@@ -150,10 +152,9 @@ class Guard:
         told = torch.tensor([loss, norm / self._num_workers], dtype=torch.float64)
         self.loss, self.norm = self._agree(told).tolist()
         values = {"loss": self.loss, "gradient": self.norm}
-        for name, value in values.items():
-            reason = self._against(name, value)
-            if reason:
-                return reason
+        self.reason = next(filter(None, (self._against(*each) for each in values.items())), "")
+        if self.reason:
+            return self.reason
         for name, value in values.items():
             self._accepted[name].append(value)
         self.row = []

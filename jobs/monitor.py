@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -14,16 +14,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from jobs.events import Event, Journal, num_restarts
 from jobs.hangs import HangWatch, kill_worker
 from jobs.inbox import Delivery, Pulse, StepRecord, open_inbox
-
-
-class Keep(Protocol):
-    """Takes steps, and writes those that it took."""
-
-    def add(self, record: StepRecord) -> None:
-        """Take a step; it may have come before."""
-
-    def write(self) -> None:
-        """Write them."""
 
 
 class Record(Protocol):
@@ -62,7 +52,8 @@ class Monitor:
         journal: Journal,
         console: Console,
         hang_timeout_s: float,
-        trace: Keep | None = None,
+        trace: Callable[[Sequence[StepRecord]], None] | None = None,
+        notice: Callable[[Event], None] | None = None,
     ) -> None:
         self.inbox: Any = None
         self.last: StepRecord | None = None
@@ -71,6 +62,7 @@ class Monitor:
         self.journal = journal
         self.record = record
         self.watch = HangWatch(timeout_s=hang_timeout_s, tell=self.tell, kill=kill_worker)
+        self._notice = notice
         self._waiting: deque[StepRecord] = deque()
         self._logged_steps = logged_steps
         self._trace = trace
@@ -152,6 +144,8 @@ class Monitor:
             events = self.journal.events
             self.record.log_json([vars(each) for each in events], "events.json")
             self.record.set_tags({"restarts": num_restarts(events)})
+        if self._notice is not None:
+            self._notice(event)
 
     def _run(self) -> None:
         failing = False
@@ -186,13 +180,13 @@ class Monitor:
         self._heard_s = max(self._heard_s, time.monotonic() - min(alive, default=float("inf")))
         for event in delivery.events:
             self.tell(event)
-        while self._waiting:
-            self._log(self._waiting[0])
-            if self._trace is not None:
-                self._trace.add(self._waiting[0])
-            self.last = self._waiting.popleft()
         if self._trace is not None:
-            self._trace.write()
+            self._trace(self._waiting)
+        while self._waiting:
+            self._log(record := self._waiting[0])
+            # a step that was gone around has no figures
+            self.last = record if "loss" in record.metrics else self.last
+            self._waiting.popleft()
         if self.last is not None and self.last.step != self._shown_step:
             self._show(self.last)
 

@@ -1,6 +1,8 @@
 """One logical training = one MLflow run, also after restarts; only the calling process logs."""
 
+import base64
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,6 +119,16 @@ class Run:
         import mlflow
 
         mlflow.MlflowClient().log_artifact(self.run_id, str(path))
+
+    def log_base64(self, content: str, file: str) -> None:
+        """Bytes, written as JSON can hold them, as an artifact."""
+        import mlflow
+
+        folder, _, name = file.rpartition("/")
+        with tempfile.TemporaryDirectory(prefix="farreach-") as here:
+            path = Path(here) / name
+            path.write_bytes(base64.b64decode(content))
+            mlflow.MlflowClient().log_artifact(self.run_id, str(path), folder or None)
 
     def log_figure(self, figure: "Figure", file: str) -> None:
         """A matplotlib figure as a picture."""

@@ -12,57 +12,44 @@ Again    a run that was killed continues from its last checkpoint, in the same M
 Example  farreach train train.yaml dataset=scenes name=first model.trunk.width=96
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from fit_model.bounded.config import BoundedConfig
 from fit_model.flops import num_parameters
 from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
-from jobs import registry
 from jobs.assignment import Assignment
 from jobs.attempts import Attempts, committed_step
 from jobs.augmenting import head_of_views, require_augmentable
 from jobs.best import Exported
-from jobs.card import model_card
 from jobs.cluster import connect, require_lasting
 from jobs.events import Event, Journal, told_restarts
 from jobs.exporting import MODEL, on_this_disk
 from jobs.leaving import STOPPED
-from jobs.memory_limit import bounded_of
+from jobs.lessons import read_lessons
+from jobs.memory_limit import bounded_of, first_chunks
 from jobs.monitor import Monitor
+from jobs.offender_record import OffenderRecord
 from jobs.resuming import unfinished_record
 from jobs.run_record import RunRecord
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
+from jobs.smaller_chunks import SmallerChunks
 from jobs.stopping import stop_signals
 from jobs.targets import Labelled, head_config, read_labelled, require_grid
 from jobs.trace import Trace
-from jobs.tracking import Run, known_run, new_run
+from jobs.tracking import known_run, new_run
 from jobs.train_config import TrainConfig
+from jobs.trained import TrainResult, register, tell
 from jobs.unsent import PATIENCE_S, Spool, recorded, unanswered
 from jobs.validation import require_validation
 from jobs.workers import fit, require_workers
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.storage import Location
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """Where the training left its traces."""
-
-    run_id: str
-    model_folder: str
-    """Weights and configuration, as fit_model.weights reads them."""
-    version: int | None
-    """In the registry; None when it was not registered."""
-    last: dict[str, float]
-    """Figures of the last step that this process saw."""
-    measured: str
-    """Which step's model it is."""
 
 
 def main(config: TrainConfig) -> TrainResult:
@@ -72,8 +59,8 @@ def main(config: TrainConfig) -> TrainResult:
     dataset = open_dataset(config.dataset)
     model = model_config(config, dataset)
     labelled = trainable_images(config, model, dataset)
-    bounded = bounded_of(config, model, labelled.records)
     folder = str(Location.of(config.storage_path).child(config.name))
+    bounded = read_lessons(folder).bounded or bounded_of(config, model, labelled.records)
     before = unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
         f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
@@ -161,6 +148,7 @@ def train(
     """Run the workers to the end, log what they measure, register what they made."""
     folder = str(Location.of(config.storage_path).child(config.name))
     logged_steps = spool.last_step()
+    offenders = OffenderRecord(dataset, split=config.split, run=spool, console=console)
     monitor = Monitor(
         total_steps=config.total_steps,
         logged_steps=logged_steps,
@@ -169,14 +157,19 @@ def train(
         console=console,
         hang_timeout_s=config.workers.hang_timeout_s,
         trace=traced(config),
+        notice=offenders,
     )
 
     def ask_to_leave(signal: str) -> None:
         console.print(f"{signal}: saving after this step; once more ends at once")
         monitor.ask_to_leave(STOPPED)
 
+    def begin() -> BoundedConfig | None:
+        records = read_labelled(dataset, model.head, split=config.split).records
+        return first_chunks(config, model, records)
+
     told = assignment(config, model, origin=origin, inbox=None)
-    with monitor, stop_signals(ask_to_leave) as stop:
+    with offenders, monitor, stop_signals(ask_to_leave) as stop:
         saved = committed_step(folder)
         if saved or logged_steps:
             monitor.tell(Event(kind="continued", step=saved, text=f"continued after step {saved}"))
@@ -186,6 +179,7 @@ def train(
             stop=stop,
             folder=folder,
             max_failures=config.workers.max_failures,
+            adapt=SmallerChunks(folder=folder, begin=begin, tell=monitor.tell),
         ).run(told)
     if restarts := told_restarts(monitor.journal.events):
         console.print(restarts)
@@ -236,59 +230,6 @@ def assignment(
         threads=config.workers.cpus_per_worker,
         folder=str(Location.of(config.storage_path).child(config.name)),
         inbox=inbox,
-    )
-
-
-def register(
-    config: TrainConfig,
-    folder: Path,
-    model: ModelConfig,
-    dataset: Dataset,
-    run: Run,
-    made: Exported,
-) -> int | None:
-    """Make the trained model a version of `register_as`; its number, or None without a name."""
-    if config.register_as is None:
-        return None
-    return registry.register(
-        run.run_id,
-        folder,
-        config.register_as,
-        pixel_dtype=dataset.format.dtype,
-        alias=config.alias,
-        # the run has these figures under their plain names, a point a step
-        metrics={f"{made.prefix}/{name}": value for name, value in made.figures.items()},
-        dataset_digest=dataset.info.digest,
-        card=model_card(
-            config.register_as,
-            model,
-            dataset,
-            split=config.split,
-            run_id=run.run_id,
-            total_steps=config.total_steps,
-            metrics=made.figures,
-            measured=made.measured,
-        ),
-    )
-
-
-def tell(config: TrainConfig, result: TrainResult, dataset: Dataset, console: Console) -> None:
-    """What was made, and what to type next."""
-    console.print(f"trained {config.name}: {result.model_folder}, MLflow run {result.run_id}")
-    if config.validation is not None:
-        console.print(f"the model is that of: {result.measured}")
-    if result.version is None:
-        address = result.model_folder
-    else:
-        address = f"{config.register_as}@{config.alias}"
-        console.print(f"registered {config.register_as} version {result.version} as {address}")
-    unseen = sorted(dataset.info.splits.keys() - {config.split}) or [config.split]
-    # what trained in bounded memory may fit in no other
-    bounded = to_flat_dict(config.bounded) if config.bounded else {}
-    settings = [f" bounded.{name}={each}" for name, each in bounded.items() if each is not None]
-    console.print(
-        f"next: farreach evaluate model={address} dataset={config.dataset} split={unseen[0]}"
-        + "".join(settings)
     )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs.train import TrainResult, main
+from jobs.train import main
+from jobs.trained import TrainResult
 from jobs.train_config import TrainConfig
 from tests.jobs.small_training import train_config, write_dataset, write_images
 

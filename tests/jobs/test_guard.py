@@ -131,7 +131,7 @@ def test_what_is_gone_around_is_never_before_the_first_step():
 
 def test_training_ends_when_going_back_has_not_helped():
     guard = guard_of(GuardConfig(max_skips_in_a_row=1, max_rollbacks=2), around=[[0, 3], [5, 9]])
-    assert [guard.goes_around(step) for step in (2, 3, 8, 9)] == [True, False, True, False]
+    assert guard.goes_around() == {0, 1, 2, 5, 6, 7, 8}
     line = r"steps 13 to 13 were not taken, for the loss is not finite \(images 'a'\).* 2 times"
     with pytest.raises(Diverged, match=line):
         guard.skipped(Skip(step=12, reason="the loss is not finite", images=("a",)))

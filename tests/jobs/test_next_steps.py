@@ -16,7 +16,8 @@ from jobs.card import model_card
 from jobs.evaluate import EvaluateConfig
 from jobs.orders import GenerateConfig, Order, order_of
 from jobs.targets import Labelled
-from jobs.train import TrainResult, model_config
+from jobs.train import model_config
+from jobs.trained import TrainResult
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
 from tests.jobs.small_generating import train_config, write_dataset
