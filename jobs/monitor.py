@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,16 +18,6 @@ class Log(Protocol):
 
     def __call__(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Keep them."""
-
-
-class Keep(Protocol):
-    """Takes steps, and writes those that it took."""
-
-    def add(self, record: "StepRecord") -> None:
-        """Take a step; it may have come before."""
-
-    def write(self) -> None:
-        """Write them."""
 
 
 class LogDamaged(Protocol):
@@ -85,7 +75,7 @@ class Monitor:
         log: Log,
         log_damaged: LogDamaged,
         console: Console,
-        trace: Keep | None = None,
+        trace: Callable[[Sequence[StepRecord]], None] | None = None,
     ) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.inbox = Inbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -141,17 +131,15 @@ class Monitor:
 
     def _drain(self) -> None:
         self._waiting += ray.get(self.inbox.drain.remote())
+        if self._trace is not None:
+            self._trace(self._waiting)
         while self._waiting:
             record = self._waiting[0]
             if record.step > self._logged_steps:
                 self._log(record.metrics, step=record.step)
                 self._logged_steps = record.step
             self._tell_damaged(record)
-            if self._trace is not None:
-                self._trace.add(record)
             self.last = self._waiting.popleft()
-        if self._trace is not None:
-            self._trace.write()
         if self.last is not None and self.last.step != self._shown_step:
             self._show(self.last)
 

@@ -7,7 +7,7 @@ wrote are kept, and what it could not write any more comes back with the newest 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,20 +61,12 @@ class Trace:
         self._last_step = _step(self._lines[-1]).step if self._lines else 0
         self._is_written = True
 
-    def add(self, record: StepRecord) -> None:
-        """Take a step, unless the file has it."""
-        if record.step <= self._last_step:
-            return
-        line = {
-            "step": record.step,
-            "loss": float(record.metrics["loss"]).hex(),
-            "images": sorted(record.images),
-        }
-        self._lines.append(json.dumps(line).encode())
-        self._last_step, self._is_written = record.step, False
-
-    def write(self) -> None:
-        """Write what was added since the last time."""
+    def keep(self, records: Iterable[StepRecord]) -> None:
+        """Write these steps, but for those that the file has; they come in their order."""
+        for record in records:
+            if record.step > self._last_step:
+                self._lines.append(_line(record))
+                self._last_step, self._is_written = record.step, False
         if not self._is_written:
             self.place.write_bytes(b"\n".join([*self._lines, b""]))
             self._is_written = True
@@ -84,6 +76,15 @@ def read_trace(folder: str) -> list[TracedStep]:
     """The steps in the file, in its order; none while there is no file."""
     place = Location.of(folder).child(TRACE)
     return [_step(line) for line in place.read_bytes().splitlines()] if place.exists() else []
+
+
+def _line(record: StepRecord) -> bytes:
+    told = {
+        "step": record.step,
+        "loss": float(record.metrics["loss"]).hex(),
+        "images": sorted(record.images),
+    }
+    return json.dumps(told).encode()
 
 
 def _step(line: bytes) -> TracedStep:

@@ -11,6 +11,7 @@ Again    a run that was killed continues from its last checkpoint, in the same M
 Example  farreach train train.yaml dataset=scenes name=first model.trunk.width=96
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from jobs.card import model_card
 from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
 from jobs.memory_limit import bounded_of
-from jobs.monitor import Monitor
+from jobs.monitor import Monitor, StepRecord
 from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
@@ -140,7 +141,7 @@ def train(
             list(ids), f"damaged_images/step-{step:07d}.json"
         ),
         console=console,
-        trace=traced(config),
+        trace=trace_of(config),
     )
     with monitor:
         checkpoint = fit(
@@ -161,11 +162,11 @@ def train(
     )
 
 
-def traced(config: TrainConfig) -> Trace | None:
-    """Where the run's steps are traced, if they are."""
+def trace_of(config: TrainConfig) -> Callable[[Sequence[StepRecord]], None] | None:
+    """What takes the run's steps to trace them, if that is asked for."""
     if config.record.trace == "none":
         return None
-    return Trace(str(Location.of(config.storage_path).child(config.name)))
+    return Trace(str(Location.of(config.storage_path).child(config.name))).keep
 
 
 def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assignment:
