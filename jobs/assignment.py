@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fit_model import checks
 from fit_model.augment.config import AugmentConfig
 from fit_model.bounded.config import BoundedConfig
 from fit_model.model import ModelConfig
 from fit_model.parallel.config import ParallelConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
+from jobs.run_record import RunRecord
 from pipeline.ranges import ReadingConfig
+
+WRITING = ("background", "foreground")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +21,14 @@ class RecordConfig:
     """What is kept of a training, and how often."""
 
     checkpoint_every_steps: int = 100
-    keep_checkpoints: int = 2
+    keep_last: int = 2
+    """Newest checkpoints; older ones go."""
+    keep_best: int = 0
+    """Checkpoints of the best validation figures, beside the newest."""
+    writing: Literal["background", "foreground"] = "background"
+    """In the background training goes on, and a copy of the state waits in memory meanwhile."""
+    patience_s: float = 120.0
+    """How long a store that does not answer is asked again before a checkpoint is given up."""
     log_every_steps: int = 10
     peak_tflops: float | None = None
     """Of one device at this precision; with it the share that is used (MFU) is reported."""
@@ -26,9 +37,14 @@ class RecordConfig:
     for comparing trainings, as verify-resume does."""
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
+        for name in ("checkpoint_every_steps", "keep_last", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"record.{name} {getattr(self, name)} must be at least 1")
+        if self.keep_best < 0:
+            raise ValueError(f"record.keep_best {self.keep_best} cannot be negative")
+        checks.one_of(WRITING, **{"record.writing": self.writing})
+        if not 0.0 <= self.patience_s < float("inf"):
+            raise ValueError(f"record.patience_s {self.patience_s} must be a time from 0 s up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +62,9 @@ class Assignment:
     parallel: ParallelConfig
     total_steps: int
     record: RecordConfig
+    folder: str
+    """Of the run."""
+    origin: RunRecord
     reading: ReadingConfig
     threads: int
     inbox: Any

@@ -1,97 +1,275 @@
-"""Training checkpoints in Ray Train's storage: every worker's DeepSpeed state, whole or not there.
+"""Checkpoints of a training: written by all workers beside their work, read by any number of them.
 
-    storage_path/NAME/
-      run.json                     the MLflow run's id, the resolved configuration, finished or not
-      step-0000050/state/...       DeepSpeed's files, one set a worker
-      step-0000100/model/          fit_model.weights layout, in the last checkpoint only
+    FOLDER/step-0000050/part-00000-of-00002-1a2b3c4d.safetensors, ..., manifest.json
 
-Ray Train uploads a checkpoint and only then names it in its own record, so a kill in between leaves
-a folder that nothing refers to. These files are for resuming one's own training and are pickled by
-torch; what people exchange is `model/` (safetensors and JSON).
+Each worker writes what it answers for, and nothing travels between workers for it. When all have
+written, the first one writes the manifest, and with that the checkpoint is there. A part's name
+ends in letters that no other save has: a worker that was given up and wakes again spoils nothing.
 """
 
-import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from uuid import uuid4
 
-import ray.train
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from jobs.monitor import StepRecord
+from jobs import engine_state
+from jobs.assignment import RecordConfig
+from jobs.background_job import Job
+from jobs.checkpoint_folders import delete, folder_of, prune
+from jobs.engine_state import WEIGHT
+from jobs.errors import MachineFault
+from jobs.events import Event
+from jobs.manifests import MANIFEST, Manifest, PartEntry, Progress
+from jobs.notes import all_agree, from_everyone, from_first
+from jobs.parts import BUFFER, Key, write_part
+from jobs.restoring import Damaged, Shelf
+from jobs.run_record import RunRecord
+from pipeline.patience import patiently
 from pipeline.storage import Location
 
-RECORD = "run.json"
-TAG = "state"
-MODEL_FOLDER = "model"
+PROGRAMS = ("farreach", "torch", "deepspeed")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """What a restarted driver must know of the run that it continues."""
+@dataclass
+class Pending:
+    """A checkpoint that is being written."""
 
-    run_id: str
-    config: dict[str, Any]
-    digest: str
-    finished: bool = False
-
-    def write(self, folder: str) -> None:
-        """Put the record into the run's folder, whole or not at all."""
-        place = Location.of(folder).child(RECORD)
-        place.write_bytes(json.dumps(asdict(self), indent=2).encode())
+    folder: Location
+    token: str
+    manifest: Callable[..., Manifest]
+    """All of it but the parts."""
+    job: Job
+    progress: Progress
+    parts_written: bool = False
 
 
-def read_record(folder: str) -> RunRecord | None:
-    """The record of a run that was started in this folder, or None."""
-    place = Location.of(folder).child(RECORD)
-    if not place.exists():
-        return None
-    try:
-        return RunRecord(**json.loads(place.read_bytes()))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"{place} is damaged ({error}); choose another name") from error
+class Checkpoints:
+    """One worker's hand in the checkpoints of a training; all workers call the same methods."""
 
+    def __init__(
+        self,
+        folder: Location,
+        *,
+        config: RecordConfig,
+        states: Sequence[str],
+        origin: RunRecord,
+        last_step: int,
+        device: torch.device,
+        tell: Callable[[Event], None],
+    ) -> None:
+        """Know where to write and what for.
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a checkpoint has come."""
+        Args:
+            folder: where checkpoints lie.
+            config: how they are written, and how many are kept.
+            states: what the optimizer keeps of every element.
+            origin: the run, for the manifest.
+            last_step: whose checkpoint must not fail.
+            device: where collectives work.
+            tell: takes what happened; only called on the first worker.
+        """
+        self.folder = folder
+        self.config = config
+        self.states = tuple(states)
+        self.origin = origin
+        self.last_step = last_step
+        self.device = device
+        self.tell = tell if dist.get_rank() == 0 else _say_nothing
+        self.damaged: set[int] = set()
+        self._pending: Pending | None = None
 
-    step: int = 0
-    """Finished steps."""
-    records: tuple[StepRecord, ...] = ()
-    """The newest steps' figures: a kill may come before the driver has logged them."""
+    def save(self, engine: Any, progress: Progress, *, wait: bool) -> None:
+        """A checkpoint of the engine as it is now; `wait` until it is there, or has failed.
 
-
-@contextmanager
-def saved(
-    engine: Any, *, step: int, records: Sequence[StepRecord]
-) -> Iterator[ray.train.Checkpoint]:
-    """One worker's part of the checkpoint after `step` steps, in a folder that goes when done.
-
-    Every worker calls it; Ray Train merges the parts.
-    """
-    client_state = {"step": step, "records": [asdict(record) for record in records]}
-    with tempfile.TemporaryDirectory(prefix="farreach-checkpoint-") as folder:
-        (Path(folder) / TAG).mkdir()
-        engine.save_checkpoint(folder, tag=TAG, client_state=client_state, save_latest=False)
-        yield ray.train.Checkpoint.from_directory(folder)
-
-
-def restore(engine: Any) -> Progress:
-    """Load the newest checkpoint, if there is one, into the engine; gives how far it has come."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Progress()
-    with checkpoint.as_directory() as folder:
-        path, client_state = engine.load_checkpoint(folder, tag=TAG)
-    if path is None:
-        raise ValueError(
-            f"{checkpoint.path}: this checkpoint cannot be loaded by rank "
-            f"{ray.train.get_context().get_world_rank()}; remove its folder to use an older one"
+        Waits for the one before. A failure is told, and an error only of the last checkpoint.
+        Memory: a copy of what this worker writes, until it is written; none in the foreground.
+        """
+        self._finish()
+        token = from_first(uuid4().hex[:8], device=self.device)
+        folder = folder_of(self.folder, progress.step)
+        tensors = _tensors(engine)
+        in_background = self.config.writing == "background"
+        if in_background:
+            tensors = {key: each.to("cpu", copy=True) for key, each in tensors.items()}
+        place = folder.child(_part_name(dist.get_rank(), token))
+        self._pending = Pending(
+            folder=folder,
+            token=token,
+            manifest=self._manifest(engine, progress),
+            job=Job(partial(self._write, place, tensors)),
+            progress=progress,
         )
-    return Progress(
-        step=int(client_state["step"]),
-        records=tuple(StepRecord(**record) for record in client_state["records"]),
-    )
+        if wait or not in_background:
+            self._finish()
+
+    def settle(self) -> None:
+        """Finish a save whose files are written, if there is one; cheap, once a step."""
+        pending = self._pending
+        if pending is None or not all_agree(pending.job.done, device=self.device):
+            return
+        notes = from_everyone(pending.job.note, device=self.device)
+        failed = [
+            f"worker {rank}: {note['failed']}"
+            for rank, note in enumerate(notes)
+            if "failed" in note
+        ]
+        if failed:
+            self._give_up(pending, failed[0])
+        elif pending.parts_written:
+            self._pending = None
+            self.damaged.discard(pending.progress.step)
+        else:
+            parts = tuple(
+                PartEntry(name=_part_name(rank, pending.token), **note)
+                for rank, note in enumerate(notes)
+            )
+            commit = partial(self._commit, pending.folder, pending.manifest(parts=parts))
+            pending.job = Job(commit if dist.get_rank() == 0 else dict)
+            pending.parts_written = True
+
+    def _finish(self) -> None:
+        while self._pending is not None:
+            self._pending.job.wait()
+            self.settle()
+
+    def _write(self, place: Location, tensors: dict[Key, Tensor]) -> dict[str, Any]:
+        def attempt() -> dict[str, Any]:
+            with place.writer() as draft:
+                return asdict(write_part(draft, tensors))
+
+        return self._patiently(attempt)
+
+    def _commit(self, folder: Location, manifest: Manifest) -> dict[str, Any]:
+        """The manifest, and then everything goes that is not wanted any more."""
+        self._patiently(lambda: manifest.write(folder))
+        with contextlib.suppress(OSError):
+            named = {MANIFEST, *(part.name for part in manifest.parts)}
+            folder.delete_below(set(folder.files_here()) - named)
+            prune(
+                self.folder,
+                keep_last=self.config.keep_last,
+                keep_best=self.config.keep_best,
+                spared=self.damaged - {manifest.step},
+            )
+        return {}
+
+    def _give_up(self, pending: Pending, why: str) -> None:
+        self._pending = None
+        step = pending.progress.step
+        mine = [_part_name(dist.get_rank(), pending.token)]
+        if dist.get_rank() == 0 and pending.parts_written:
+            mine.append(MANIFEST)
+        # a store that is away would hold up the training
+        Job(partial(_delete, pending.folder, mine))
+        if step == self.last_step:
+            raise MachineFault(f"{pending.folder}: the last checkpoint cannot be written ({why})")
+        text = f"step {step}: no checkpoint, for it could not be written ({why})"
+        self.tell(Event(kind="checkpoint failed", step=step, text=text, facts={"reason": why}))
+
+    def _patiently(self, attempt: Callable[[], Any]) -> Any:
+        return patiently(
+            attempt,
+            patience_s=self.config.patience_s,
+            setting="record.patience_s",
+            faults=ConnectionError,
+        )
+
+    def _manifest(self, engine: Any, progress: Progress) -> Callable[..., Manifest]:
+        steps = engine_state.optimizer_steps(engine)
+        return partial(
+            Manifest,
+            step=progress.step,
+            optimizer_steps=steps,
+            states=engine_state.state_names(engine),
+            elements=engine_state.num_elements(engine),
+            buffers=engine_state.num_buffered(engine),
+            world_size=dist.get_world_size(),
+            zero_stage=engine.zero_optimization_stage(),
+            precision="bf16" if engine.bfloat16_enabled() else "fp32",
+            progress=progress,
+            run_id=self.origin.run_id,
+            config=self.origin.config,
+            dataset_digest=self.origin.digest,
+            made_by=dict(_versions()),
+        )
+
+    def restore(self, engine: Any, *, at_most: int | None = None) -> Progress:
+        """Bring the engine to the newest good checkpoint, and give how far that has come.
+
+        Damaged ones are told, passed over and left where they are. Where there is none at all the
+        engine stays as it is. With `at_most` it is rolled back: checkpoints after that step are
+        of a course that is given up, and go.
+
+        Raises:
+            UserError: a checkpoint is of another model, or of another version of this program.
+            MachineFault: none of the checkpoints is good, or their store is away.
+        """
+        self._finish()
+        shelf = Shelf(folder=self.folder, device=self.device, patience_s=self.config.patience_s)
+        complaints = []
+        for step in shelf.steps(at_most=at_most):
+            try:
+                progress = shelf.load(engine, step, states=self.states).progress
+            except Damaged as damage:
+                self._tell_damage(step, complaint := str(damage))
+                complaints.append(complaint)
+                continue
+            if at_most is not None:
+                shelf.drop_after(step)
+            return progress
+        if complaints:
+            raise MachineFault(
+                f"{self.folder}: none of {len(complaints)} checkpoints is good, the newest for "
+                f"this: {complaints[0]}; bring one back from a copy, or choose another name"
+            )
+        return Progress()
+
+    def _tell_damage(self, step: int, complaint: str) -> None:
+        self.damaged.add(step)
+        self.tell(
+            Event(
+                kind="checkpoint damaged",
+                step=step,
+                text=f"{folder_of(self.folder, step)}: {complaint}; an older one is used",
+                facts={"folder": str(folder_of(self.folder, step)), "complaint": complaint},
+            )
+        )
+
+
+def _tensors(engine: Any) -> dict[Key, Tensor]:
+    """What this worker writes, as views."""
+    found: dict[Key, Tensor] = {}
+    for piece in engine_state.own(engine):
+        found[Key(kind=WEIGHT, name=piece.name, start=piece.start)] = piece.weight
+        for kind, state in engine_state.states_of(engine, piece).items():
+            found[Key(kind=kind, name=piece.name, start=piece.start)] = state
+    if dist.get_rank() == 0:
+        for name, buffer in engine_state.buffers(engine).items():
+            found[Key(kind=BUFFER, name=name)] = buffer
+    return found
+
+
+def _part_name(rank: int, token: str) -> str:
+    return f"part-{rank:05d}-of-{dist.get_world_size():05d}-{token}.safetensors"
+
+
+def _delete(folder: Location, names: list[str]) -> dict[str, Any]:
+    delete(folder, names)
+    return {}
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PROGRAMS:
+        with contextlib.suppress(PackageNotFoundError):
+            yield name, version(name)
+
+
+def _say_nothing(event: Event) -> None:
+    """The first worker speaks for all."""

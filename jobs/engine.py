@@ -205,7 +205,7 @@ def full_weights(engine: Any, *, which: Which = "averaged") -> Iterator[tuple[st
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
-    unspread = _unspread_master_weights(engine.optimizer)
+    unspread = unspread_master_weights(engine.optimizer)
     with WEIGHTS[which](engine.basic_optimizer):
         for name, parameter in engine.module.named_parameters():
             full = safe_get_full_fp32_param(parameter)
@@ -216,7 +216,7 @@ def full_weights(engine: Any, *, which: Which = "averaged") -> Iterator[tuple[st
         yield name, buffer.detach().cpu().clone()
 
 
-def _unspread_master_weights(optimizer: Any) -> dict[int, Tensor]:
+def unspread_master_weights(optimizer: Any) -> dict[int, Tensor]:
     """By id of the rounded parameter: where bf16 without ZeRO keeps them, unseen by DeepSpeed."""
     rounded, masters = (getattr(optimizer, name, []) for name in ("fp16_groups", "fp32_groups"))
     return {

@@ -98,9 +98,7 @@ def run_of(found: Source, config: EvaluateConfig) -> AbstractContextManager[Run]
     """The run that trained the model, as it ended; a new one where nobody knows of it."""
     if found.registered is not None:
         return ended_run(found.registered.run_id)
-    return open_run(
-        config.experiment, name=f"evaluate {Path(config.model).name}", system_metrics=False
-    )
+    return open_run(config.experiment, name=f"evaluate {Path(config.model).name}")
 
 
 def tell(

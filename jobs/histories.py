@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fit_model.weights import WEIGHTS
+from jobs.exporting import MODEL
 from jobs.trace import TracedStep, read_trace
 from pipeline.storage import Location
 
@@ -229,8 +230,7 @@ def _told(killed: History, *, restarts: int) -> Comparison:
 
 def read_history(folder: Location, *, experiment: str, name: str, store: str) -> History:
     """What the training in a folder left there and in an MLflow store."""
-    name_of_model = next((n for n in folder.files() if n.endswith(f"model/{WEIGHTS}")), "none")
-    model = folder.child(name_of_model)
+    model = folder.child(f"{MODEL}/{WEIGHTS}")
     return History(
         steps=read_trace(str(folder)),
         weights=safetensors.torch.load(model.read_bytes()) if model.exists() else {},

@@ -23,7 +23,8 @@ def bounded_of(
         return config.bounded
     trunk = getattr(config.model, "trunk", None)
     plan = Plan(
-        num_workers=config.workers.num_workers,
+        # with the fewest, each holds the most
+        num_workers=config.workers.min_workers,
         zero_stage=config.engine.zero_stage,
         sharing=config.parallel.groups,
         checkpointing="none" if trunk is None else trunk.checkpointing,

@@ -1,7 +1,7 @@
 """Every job's way in and out: settings in, one line and an exit code out.
 
 0    done                           2    the user can mend it
-1    the machine or the program     130  interrupted
+1    the machine or the program     130  interrupted (143: by SIGTERM)
 """
 
 import json
@@ -24,6 +24,9 @@ USER_MISTAKES = (
     IsADirectoryError,
 )
 
+TOLD_WHOLE = (ConnectionError, TimeoutError)
+"""What is raised here under these very names says all; what the system raises has others."""
+
 LEADING_SETTING = {"generate": "model", "inspect": "dataset", "verify": "dataset"}
 """The setting whose value may stand first, without its name."""
 
@@ -33,9 +36,13 @@ def exit_codes(name: str, *, debug: bool = False) -> Iterator[None]:
     """Turn what a job raises into at most two lines on stderr and an exit code."""
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"farreach {name}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as error:
+        # jobs.stopping.Stopped says what was saved
+        print(
+            f"farreach {name}: {error}" if error.args else f"farreach {name}: interrupted",
+            file=sys.stderr,
+        )
+        raise SystemExit(getattr(error, "exit_code", 130)) from None
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -55,7 +62,7 @@ def describe(error: BaseException, *, debug: bool = False) -> str:
         return f"{cause.filename}: {cause.strerror}"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()][:2]
     message = "\n".join(lines) or type(cause).__name__
-    if isinstance(cause, (*USER_MISTAKES, MachineFault)):
+    if isinstance(cause, (*USER_MISTAKES, MachineFault)) or type(cause) in TOLD_WHOLE:
         return message
     hint = "" if debug else " (--debug shows the traceback)"
     return f"{type(cause).__name__}: {message.splitlines()[0]}{hint}"

@@ -7,13 +7,14 @@ wrote are kept, and what it could not write any more comes back with the newest 
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from jobs.monitor import StepRecord
+from jobs.inbox import StepRecord
 from pipeline.storage import Location
 
 TRACE = "trace.jsonl"
@@ -81,7 +82,7 @@ def read_trace(folder: str) -> list[TracedStep]:
 def _line(record: StepRecord) -> bytes:
     told = {
         "step": record.step,
-        "loss": float(record.metrics["loss"]).hex(),
+        "loss": float(record.metrics.get("loss", math.nan)).hex(),
         "images": sorted(record.images),
     }
     return json.dumps(told).encode()

@@ -3,7 +3,8 @@
 Run      farreach train CONFIG.yaml [key=value ...]
 Submit   farreach submit train CONFIG.yaml [key=value ...] --address http://HEAD:8265
 Reads    `dataset`, a folder or s3://bucket/prefix that `farreach preprocess` wrote
-Writes   `storage_path`/`name`: checkpoints; one MLflow run; with `register_as` a model version
+Writes   `storage_path`/`name`: checkpoints, then the model; one MLflow run; with `register_as` a
+         model version
 Needs    a CPU core (or a GPU) a worker
 Again    a run that was killed continues from its last checkpoint, in the same MLflow run;
          a finished one is left alone: choose another `name`
@@ -13,6 +14,7 @@ Example  farreach train train.yaml dataset=scenes name=first model.trunk.width=9
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,26 @@ from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
 from jobs import registry
 from jobs.assignment import Assignment
+from jobs.attempts import Attempts, committed_step
 from jobs.augmenting import head_of_views, require_augmentable
 from jobs.card import model_card
-from jobs.checkpoints import MODEL_FOLDER, RunRecord
 from jobs.cluster import connect, require_lasting
+from jobs.events import Event, Journal, told_restarts
+from jobs.exporting import MODEL, on_this_disk
+from jobs.inbox import StepRecord
+from jobs.leaving import STOPPED
 from jobs.memory_limit import bounded_of
-from jobs.monitor import Monitor, StepRecord
+from jobs.monitor import Monitor
 from jobs.resuming import unfinished_record
+from jobs.run_record import RunRecord
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
+from jobs.stopping import stop_signals
 from jobs.targets import head_config, read_labelled, require_grid
 from jobs.trace import Trace
-from jobs.tracking import Run, open_run
+from jobs.tracking import Run, known_run, new_run
 from jobs.train_config import TrainConfig
+from jobs.unsent import PATIENCE_S, Spool, recorded, unanswered
 from jobs.workers import fit, require_workers
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.storage import Location
@@ -78,7 +87,7 @@ def main(config: TrainConfig) -> TrainResult:
     console.print(
         f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
         f"{num_parameters(model):,} parameters, {config.total_steps} steps of "
-        f"{config.batch.images_per_step} images on {config.workers.num_workers} workers"
+        f"{config.batch.images_per_step} images on {config.workers.told}"
     )
     if bounded is not None:
         console.print(f"{bounded.groups_a_chunk} groups at a time, offload {bounded.offload}")
@@ -87,27 +96,24 @@ def main(config: TrainConfig) -> TrainResult:
     console.print("starting Ray and the workers: this takes a moment")
     with connect():
         require_workers(config.workers)
-        with open_run(
-            config.experiment,
-            name=config.name,
-            run_id=before.run_id if before else None,
-            params=to_flat_dict(config),
-            tags={"dataset_digest": dataset.info.digest, "seed": config.batch.seed},
-        ) as run:
-            record = RunRecord(
-                run_id=run.run_id, config=to_flat_dict(config), digest=dataset.info.digest
-            )
-            record.write(folder)
-            run.log_json(to_dict(config), "config.json")
-            run.log_dataset(
+        digest, settings = dataset.info.digest, to_flat_dict(config)
+        run = known_run(before.run_id) if before else new_run(config.experiment, name=config.name)
+        record = RunRecord(run_id=run.run_id, config=settings, digest=digest)
+        record.write(folder)
+        tags = {"dataset_digest": digest, "seed": config.batch.seed}
+        with recorded(run, folder=folder, params=settings, tags=tags) as spool:
+            spool.log_json(to_dict(config), "config.json")
+            spool.log_dataset(
                 config.dataset,
                 name=config.name,
-                digest=dataset.info.digest,
+                digest=digest,
                 context="training",
                 counts={"images": len(labelled.records)},
             )
-            result = train(replace(config, bounded=bounded), model, dataset, run, console)
-            replace(record, finished=True).write(folder)
+            result = train(
+                replace(config, bounded=bounded), model, dataset, spool, console, origin=record
+            )
+        replace(record, finished=True).write(folder)
     tell(replace(config, bounded=bounded), result, dataset, console)
     return result
 
@@ -130,46 +136,64 @@ def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
 
 
 def train(
-    config: TrainConfig, model: ModelConfig, dataset: Dataset, run: Run, console: Console
+    config: TrainConfig,
+    model: ModelConfig,
+    dataset: Dataset,
+    spool: Spool,
+    console: Console,
+    *,
+    origin: RunRecord,
 ) -> TrainResult:
     """Run the workers to the end, log what they measure, register what they made."""
+    folder = str(Location.of(config.storage_path).child(config.name))
+    logged_steps = spool.last_step()
     monitor = Monitor(
         total_steps=config.total_steps,
-        logged_steps=run.last_step("loss"),
-        log=run.log_metrics,
-        log_damaged=lambda ids, *, step: run.log_json(
-            list(ids), f"damaged_images/step-{step:07d}.json"
-        ),
+        logged_steps=logged_steps,
+        record=spool,
+        journal=Journal(folder),
         console=console,
-        trace=trace_of(config),
+        trace=trace_of(config, folder),
+        hang_timeout_s=config.workers.hang_timeout_s,
     )
-    with monitor:
-        checkpoint = fit(
-            assignment(config, model, inbox=monitor.inbox),
-            config=config.workers,
-            name=config.name,
-            storage_path=str(Location.of(config.storage_path)),
-        )
+
+    def ask_to_leave(signal: str) -> None:
+        console.print(f"{signal}: saving after this step; once more ends at once")
+        monitor.ask_to_leave(STOPPED)
+
+    told = assignment(config, model, origin=origin, inbox=None)
+    with monitor, stop_signals(ask_to_leave) as stop:
+        saved = committed_step(folder)
+        if saved or logged_steps:
+            monitor.tell(Event(kind="continued", step=saved, text=f"continued after step {saved}"))
+        Attempts(
+            fit=partial(fit, config=config.workers),
+            monitor=monitor,
+            stop=stop,
+            folder=folder,
+            max_failures=config.workers.max_failures,
+        ).run(told)
+    if restarts := told_restarts(monitor.journal.events):
+        console.print(restarts)
+    if not spool.sent(patience_s=PATIENCE_S):
+        raise unanswered(spool)
     last = dict(monitor.last.metrics) if monitor.last else {}
-    with checkpoint.as_directory() as folder:
-        version = register(config, Path(folder) / MODEL_FOLDER, model, dataset, run, last)
-    kept = Location.of(config.storage_path).child(config.name).child(Path(checkpoint.path).name)
-    return TrainResult(
-        run_id=run.run_id,
-        model_folder=str(kept.child(MODEL_FOLDER)),
-        version=version,
-        last=last,
-    )
+    made = Location.of(folder).child(MODEL)
+    with on_this_disk(made) as trained:
+        version = register(config, trained, model, dataset, spool.run, last)
+    return TrainResult(run_id=spool.run_id, model_folder=str(made), version=version, last=last)
 
 
-def trace_of(config: TrainConfig) -> Callable[[Sequence[StepRecord]], None] | None:
+def trace_of(config: TrainConfig, folder: str) -> Callable[[Sequence[StepRecord]], None] | None:
     """What takes the run's steps to trace them, if that is asked for."""
     if config.record.trace == "none":
         return None
-    return Trace(str(Location.of(config.storage_path).child(config.name))).keep
+    return Trace(folder).keep
 
 
-def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assignment:
+def assignment(
+    config: TrainConfig, model: ModelConfig, *, origin: RunRecord, inbox: Any
+) -> Assignment:
     """What every worker is told."""
     return Assignment(
         dataset=str(Location.of(config.dataset)),
@@ -183,6 +207,8 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         parallel=config.parallel,
         total_steps=config.total_steps,
         record=config.record,
+        folder=str(Location.of(config.storage_path).child(config.name)),
+        origin=origin,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
         inbox=inbox,

@@ -13,6 +13,7 @@ from jobs import registry
 from jobs.assignment import RecordConfig
 from jobs.batches import BatchConfig, require_images
 from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
+from jobs.resuming import ResumeConfig
 from jobs.sharing import require_shareable
 from jobs.targets import (
     ClassifyTarget,
@@ -29,7 +30,7 @@ class TrainConfig:
     """One training, from its first step to its registered model."""
 
     name: str
-    """Of the run; its checkpoints lie in storage_path/name."""
+    """Of the run; its checkpoints and its model lie in storage_path/name."""
     dataset: str
     total_steps: int
     model: EncoderConfig | DiffusionConfig | AutoregressiveConfig | VixConfig
@@ -53,13 +54,15 @@ class TrainConfig:
     chosen before workers start, or the training refused; see `farreach plan`."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:
         if self.total_steps < 1:
             raise ValueError(f"total_steps {self.total_steps} must be at least 1")
-        require_shareable(self.parallel, num_workers=self.workers.num_workers, face=self.model)
-        require_images(self.batch, num_sets=self.workers.num_workers // self.parallel.groups)
+        for num_workers in self.workers.bounds:
+            require_shareable(self.parallel, num_workers=num_workers, face=self.model)
+            require_images(self.batch, num_sets=num_workers // self.parallel.groups)
         require_labels_to_withhold(self.model, self.target)
         require_boundable(self.bounded, engine=self.engine, face=self.model)
         if self.memory_limit_gb is not None and not self.memory_limit_gb > 0.0:

@@ -12,14 +12,14 @@ from typing import Any
 
 import psutil
 
+from jobs.checkpoint_folders import FOLDER
 from jobs.errors import MachineFault, UserError
+from jobs.manifests import MANIFEST
 from jobs.trace import read_trace
 from jobs.victims import end, family
 from pipeline.storage import Location
 
 POLL_S = 0.02
-MANIFEST = "manifest.json"
-CHECKPOINTS = "checkpoints"
 USERS_MISTAKE = 2
 
 
@@ -93,7 +93,7 @@ class TrainingProcess:
 
     def is_saving(self) -> bool:
         """Whether a checkpoint is begun and not whole, as far as one can see from here."""
-        names = self.folder.child(CHECKPOINTS).files()
+        names = self.folder.child(FOLDER).files()
         begun = {name.split("/")[0] for name in names}
         whole = {name.split("/")[0] for name in names if name.endswith(f"/{MANIFEST}")}
         return max(begun, default="") > max(whole, default="")

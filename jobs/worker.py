@@ -1,9 +1,9 @@
 """The training loop of one worker: read a share of the batch, step the engine, measure, save."""
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -11,37 +11,52 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from fit_model.crew import Crew
 from fit_model.models import build
-from fit_model.objective import PREFIX, Objective
+from fit_model.objective import Objective
 from fit_model.optimize import learning_rate_factor
 from fit_model.parallel.crew import form_crew
-from fit_model.weights import save_tensors
 from jobs.assignment import Assignment
 from jobs.batches import Batch, Feed
-from jobs.checkpoints import MODEL_FOLDER, restore, saved
-from jobs.engine import build_engine, full_weights, set_learning_rate
+from jobs.checkpoint_folders import FOLDER
+from jobs.checkpoints import Checkpoints
+from jobs.engine import build_engine, set_learning_rate
+from jobs.engine_state import states_kept
+from jobs.events import Event
+from jobs.exporting import MODEL, export
+from jobs.inbox import StepRecord
+from jobs.manifests import Progress
 from jobs.meter import Meter
-from jobs.monitor import StepRecord
 from jobs.process_memory import keep_freed_blocks
+from jobs.pulse import Heart
 from jobs.sharing import Comparison, Seat
 from jobs.targets import read_labelled
 from jobs.trace import images_read
 from pipeline.dataset import open_dataset
+from pipeline.storage import Location
 
 KEPT_RECORDS = 1000
 """Steps whose figures travel in a checkpoint; far more than the driver ever lags behind."""
 
 
-def run(loop: dict[str, Assignment]) -> None:
-    """Ray Train's entry: train from the newest checkpoint, or from the start, to the last step."""
+def run(loop: dict[str, Assignment]) -> str:
+    """Ray Train's entry: train from the newest checkpoint, or from the start, to the last step.
+
+    Gives why the workers left before it, or nothing.
+    """
     task = loop["assignment"]
     torch.set_num_threads(task.threads)
     keep_freed_blocks()
-    with told_of_each_other():
-        Loop(task).run()
+    context = ray.train.get_context()
+    heart = Heart(
+        task.inbox,
+        rank=context.get_world_rank(),
+        num_workers=context.get_world_size(),
+        first_on_node=context.get_local_rank() == 0,
+    )
+    with told_of_each_other(), heart:
+        return Loop(task, heart).run()
 
 
 @contextmanager
@@ -61,9 +76,10 @@ def told_of_each_other() -> Iterator[None]:
 class Loop:
     """One worker's state between steps."""
 
-    def __init__(self, task: Assignment) -> None:
+    def __init__(self, task: Assignment, heart: Heart) -> None:
         context = ray.train.get_context()
         self.task = task
+        self.heart = heart
         self.rank = context.get_world_rank()
         self.seat = Seat.of(
             self.rank,
@@ -82,14 +98,28 @@ class Loop:
             accumulation=task.batch.accumulation,
             device=self.device,
         )
-        progress = restore(self.engine)
+        self.folder = Location.of(task.folder)
+        self.checkpoints = Checkpoints(
+            self.folder.child(FOLDER),
+            config=task.record,
+            states=states_kept(task.optimizer),
+            origin=task.origin,
+            last_step=task.total_steps,
+            device=self.device,
+            tell=self.tell,
+        )
+        progress = self.checkpoints.restore(self.engine)
         self.finished_steps = progress.step
         self.recent = deque(progress.records, maxlen=KEPT_RECORDS)
+        self.damaged = set(progress.damaged)
         # the driver may have died before it logged them; it knows which ones it has
         self.unsent = list(progress.records)
 
-    def run(self) -> None:
-        """All remaining steps; a checkpoint every so often and after the last."""
+    def run(self) -> str:
+        """All remaining steps; a checkpoint every so often, after the last one the model, too.
+
+        Gives why the workers agreed to leave before it, or nothing.
+        """
         self.flush()
         batches = self.batches()
         for step in range(self.finished_steps, self.task.total_steps):
@@ -99,7 +129,16 @@ class Loop:
             if last or done % self.task.record.log_every_steps == 0:
                 self.flush()
             if last or done % self.task.record.checkpoint_every_steps == 0:
-                self.save(done, last=last)
+                self.save(done, wait=last)
+            self.checkpoints.settle()
+            self.heart.finished(done)
+            leaves = self.heart.leaves(self.device)
+            if leaves and not last:
+                self.flush()
+                self.save(done, wait=True)
+                return leaves
+        export(self.engine, self.task.model, self.folder.child(MODEL))
+        return ""
 
     def open_feed(self, crew: Crew) -> Feed:
         """What this worker reads."""
@@ -138,8 +177,14 @@ class Loop:
             meter.add(batch, self.backward(batch))
         metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
         damaged = self.told_damaged(meter.damaged) if metrics["damaged_images"] else []
-        images = self.told_images(meter.images) if self.task.record.trace == "images" else []
-        record = StepRecord(step=step + 1, metrics=metrics, damaged=damaged, images=images)
+        metrics["damaged_images_total"] = float(len(self.damaged))
+        record = StepRecord(
+            step=step + 1,
+            metrics=metrics,
+            damaged=damaged,
+            images=self.told_images(meter.images),
+            time_ms=int(1000 * time.time()),
+        )
         self.recent.append(record)
         self.unsent.append(record)
 
@@ -154,10 +199,13 @@ class Loop:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         found = flags.nonzero().flatten().tolist()
         stand_ins.add(found)
+        self.damaged.update(found)
         return [stand_ins.ids[image] for image in found]
 
     def told_images(self, numbers: Sequence[int]) -> list[str]:
-        """Ids of the images that all workers read; every worker calls it."""
+        """Ids of the images that all workers read, if they are traced; every worker calls it."""
+        if self.task.record.trace == "none":
+            return []
         ids = self.feed.stand_ins.ids
         return images_read(numbers, ids, sharing=self.seat.groups, device=self.device)
 
@@ -183,20 +231,14 @@ class Loop:
             ray.get(self.task.inbox.put.remote(self.unsent))
         self.unsent = []
 
-    def save(self, done: int, *, last: bool) -> None:
-        """A checkpoint after `done` steps; the last one carries the trained model."""
-        weights: dict[str, Tensor] = {}
-        for name, weight in full_weights(self.engine) if last else ():
-            if self.rank == 0:
-                weights[name.removeprefix(PREFIX)] = weight
-        with saved(self.engine, step=done, records=self.recent) as checkpoint:
-            if weights:
-                save_tensors(weights, self.task.model, Path(checkpoint.path) / MODEL_FOLDER)
-            ray.train.report(
-                {"step": done},
-                checkpoint=checkpoint,
-                checkpoint_dir_name=f"step-{done:07d}",
-            )
+    def tell(self, event: Event) -> None:
+        """Let the driver know at once."""
+        self.task.inbox.tell.remote(event)
+
+    def save(self, done: int, *, wait: bool) -> None:
+        """A checkpoint after `done` steps."""
+        progress = Progress(step=done, records=tuple(self.recent))
+        self.checkpoints.save(self.engine, progress, wait=wait)
 
 
 def step_seed(seed: int, *, step: int, rank: int) -> int:

@@ -176,6 +176,11 @@ class PreprocessConfig:
                 raise ValueError(
                     f"{name} {getattr(self, name)!r} is unknown: take {', '.join(known)}"
                 )
+        if self.changed == "store_again" and self.if_exists != "append":
+            raise ValueError(
+                f"changed store_again needs if_exists=append: with {self.if_exists} every image "
+                "is stored anew"
+            )
         if not 1 <= self.shard_mb <= 2048:
             raise ValueError(f"shard_mb {self.shard_mb} lies outside 1 to 2048")
 
@@ -186,6 +191,11 @@ class PreprocessConfig:
             limit = getattr(self, name)
             if limit is not None and limit < 0:
                 raise ValueError(f"{name} {limit} is negative: take 0 or more, or null")
+        if self.max_bad_images is not None and self.on_error == "fail":
+            raise ValueError(
+                f"max_bad_images {self.max_bad_images} needs another on_error than fail, "
+                "which ends at the first"
+            )
         if self.max_bad_groups is not None and self.on_error != "quarantine_groups":
             raise ValueError(
                 f"max_bad_groups {self.max_bad_groups} needs on_error=quarantine_groups: "

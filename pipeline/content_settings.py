@@ -7,8 +7,8 @@ from typing import Any
 from pipeline.config import PreprocessConfig
 from pipeline.schema import SCHEMA_VERSION
 
-NO_CONTENT = ("grouping.patch_px",)
-"""Only checked, not stored by."""
+NO_CONTENT = ("grouping.patch_px", "background.masks")
+"""What is only checked, and the folder of masks: each mask is part of its image's tag."""
 
 
 def settings_of(config: PreprocessConfig) -> dict[str, Any]:

@@ -46,7 +46,14 @@ class DamagedError(ValueError):
 def open_dataset(uri: str, *, reading: ReadingConfig | None = None) -> "Dataset":
     """A finished dataset; ValueError for anything else."""
     place = Location.of(uri)
+    if reading and reading.cache and place.is_local:
+        raise ValueError(
+            f"reading.cache {reading.cache.folder} keeps what comes from afar, and {place} does "
+            "not: leave it out"
+        )
     if not place.child(INFO).exists():
+        if place.is_local and not place.exists():
+            raise ValueError(f"{place}: no such folder, so not a finished dataset")
         raise ValueError(f"{place}: not a finished dataset (no {INFO}); run farreach preprocess")
     info = DatasetInfo.from_json(place.child(INFO).read_bytes(), of=str(place))
     return Dataset(place, info=info, reading=reading)
@@ -156,13 +163,16 @@ class Dataset:
         content = self._bytes(part.shard, start, num_bytes, fresh=fresh)
         shard = self.place.child(part.shard)
         if content.size < num_bytes:
-            raise DamagedError(f"{shard}: is cut short; preprocess again", image_id=record.image_id)
+            raise DamagedError(
+                f"{shard}: image {record.image_id!r} is cut short; preprocess again",
+                image_id=record.image_id,
+            )
         try:
             return read_run(content, count=last - first, kind=kind)
         except StrangeBatchError as error:
             raise DamagedError(
-                f"{shard}: batch {part.first_batch + first + error.place} is damaged "
-                f"({error}); preprocess again",
+                f"{shard}: image {record.image_id!r} is damaged in batch "
+                f"{part.first_batch + first + error.place} ({error}); preprocess again",
                 image_id=record.image_id,
             ) from error
 

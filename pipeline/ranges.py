@@ -1,7 +1,5 @@
 """Byte ranges of files afar: in pieces, several in flight, patient with a store that is away."""
 
-import random
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.cache import CacheConfig
+from pipeline.patience import patiently
 from pipeline.storage import Location
 
 PIECE_BYTES = 32 << 20
 """The most that one request asks for: so large, for some stores count requests more than bytes."""
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +67,8 @@ class Ranges:
 
     def _piece(self, place: Location, start: int, size: int) -> bytes:
         """One request, repeated with growing, random pauses while the store is away."""
-        failing_since, longest = None, FIRST_WAIT_S
-        while True:
-            try:
-                return place.read_range(start, size)
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError as error:
-                failing_since = failing_since or time.monotonic()
-                # all workers come back at different moments, or they would bring it down again
-                wait_s = random.uniform(0.0, longest)  # noqa: S311 - no secret depends on it
-                if time.monotonic() + wait_s > failing_since + self.config.patience_s:
-                    raise TimeoutError(
-                        f"{error}; tried for {self.config.patience_s:g} s (reading.patience_s)"
-                    ) from error
-                time.sleep(wait_s)
-                longest = min(LONGEST_WAIT_S, 2.0 * longest)
+        return patiently(
+            lambda: place.read_range(start, size),
+            patience_s=self.config.patience_s,
+            setting="reading.patience_s",
+        )

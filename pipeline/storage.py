@@ -7,6 +7,7 @@ Credentials, region and endpoint come from the environment as every AWS client r
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  
 
 SCHEMES = ("file", "s3")
 DELETED_AT_ONCE = 16
+COPIED_BYTES = 8 << 20
 ALREADY_THERE = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -172,6 +174,16 @@ class Location:
         """Write a small file, atomically."""
         with self.writer() as draft:
             draft.write_bytes(content)
+
+    def upload(self, file: Path) -> None:
+        """Become a copy of a local file, whole or not at all."""
+        with self.writer() as draft:
+            shutil.copyfile(file, draft)
+
+    def download(self, file: Path) -> None:
+        """Copy this file to a local one, some megabytes at a time."""
+        with self.reader() as source, file.open("wb") as target:
+            shutil.copyfileobj(source, target, length=COPIED_BYTES)
 
     def create_bytes(self, content: bytes) -> None:
         """Write a small file that must not be there yet; FileExistsError when it is.

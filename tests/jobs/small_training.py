@@ -4,6 +4,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,16 @@ from fit_model.groups import GroupBatch
 from fit_model.model import Model, ModelConfig
 from fit_model.models import build
 from fit_model.trunk_config import TrunkConfig
-from jobs.assignment import RecordConfig
+from jobs.assignment import Assignment, RecordConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
+from jobs.run_record import RunRecord
 from jobs.targets import ClassifyTarget, RegressTarget
+from jobs.train import assignment, model_config
 from jobs.train_config import TrainConfig
 from jobs.workers import WorkersConfig
 from pipeline.config import GroupingConfig, PreprocessConfig
-from pipeline.dataset import Dataset, ImageRecord
+from pipeline.dataset import Dataset, ImageRecord, open_dataset
 from pipeline.flow import preprocess
 from pipeline.order import Order
 from tests.pipeline.scenes import in_process, noise, write_raster
@@ -86,6 +89,14 @@ def train_config(dataset: str, **changes) -> TrainConfig:
         record=RecordConfig(checkpoint_every_steps=10, log_every_steps=3),
     )
     return replace(config, **changes)
+
+
+def told(config: TrainConfig, folder: Path, *, inbox: Any) -> Assignment:
+    """What its workers are told by a driver that keeps the run in this folder."""
+    config = replace(config, storage_path=str(folder))
+    model = model_config(config, open_dataset(config.dataset))
+    origin = RunRecord(run_id="r", config={}, digest="d" * 64)
+    return assignment(config, model, origin=origin, inbox=inbox)
 
 
 @dataclass

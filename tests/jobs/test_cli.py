@@ -95,7 +95,7 @@ NO_ANSWER = ConnectionError("group worker 0 of 2 got no answer")
         ({1: DEAD}, 1, "farreach train: worker 1 died in the middle: it was killed or crashed"),
         ({0: NO_ANSWER, 1: DEAD}, 1, "farreach train: worker 1 died in the middle"),
         ({0: NO_ANSWER, 1: OSError("no space")}, 1, "farreach train: OSError: no space"),
-        ({0: NO_ANSWER}, 1, "farreach train: ConnectionError: group worker 0 of 2 got no answer"),
+        ({0: NO_ANSWER}, 1, "farreach train: group worker 0 of 2 got no answer"),
         ({0: DEAD, 1: UserError("dataset is empty")}, 2, "farreach train: dataset is empty"),
     ],
 )

@@ -12,12 +12,12 @@ from fit_model.bounded.config import BoundedConfig
 from fit_model.parallel.config import ParallelConfig
 from jobs.batches import image_seed
 from jobs.engine import EngineConfig
-from jobs.monitor import Inbox
+from jobs.inbox import Inbox
 from jobs.targets import GenerateTarget, head_config, read_labelled
-from jobs.train import assignment, model_config
 from jobs.train_config import TrainConfig
 from pipeline.dataset import open_dataset
 from tests.jobs.small_generating import FACES, plain_losses, train_config, write_dataset
+from tests.jobs.small_training import told
 from tests.jobs.test_engine import losses, train_all
 
 pytestmark = [pytest.mark.ray]
@@ -80,20 +80,19 @@ def shared_variants(dataset: str) -> dict[str, TrainConfig]:
 
 @pytest.fixture(scope="module")
 def results(ray_local, dataset, tall, tmp_path_factory) -> dict[str, Any]:
-    inbox = Inbox.remote()
+    inbox, folder = Inbox.remote(), tmp_path_factory.mktemp("decoders")
     tasks = {
-        name: assignment(config, model_config(config, open_dataset(config.dataset)), inbox=inbox)
+        name: told(config, folder / name, inbox=inbox)
         for name, config in (variants(dataset) | shared_variants(tall)).items()
     }
     TorchTrainer(
         train_all,
         train_loop_config={"tasks": tasks},
         scaling_config=ray.train.ScalingConfig(num_workers=2),
-        run_config=ray.train.RunConfig(
-            name="decoders", storage_path=str(tmp_path_factory.mktemp("decoders"))
-        ),
+        run_config=ray.train.RunConfig(name="decoders", storage_path=str(folder)),
     ).fit()
-    return {name: (metrics, weights) for name, metrics, weights in ray.get(inbox.drain.remote())}
+    told = ray.get(inbox.drain.remote()).records
+    return {name: (metrics, weights) for name, metrics, weights in told}
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ from fit_model.objective import PREFIX
 from fit_model.parallel.config import ParallelConfig
 from fit_model.vix import VixConfig
 from jobs.engine import EngineConfig, OptimizerConfig, full_weights
-from jobs.monitor import Inbox
+from jobs.inbox import Inbox
+from jobs.pulse import Heart
 from jobs.settings import load
 from jobs.targets import RegressTarget
-from jobs.train import assignment, model_config
+from jobs.train import model_config
 from jobs.train_config import TrainConfig
 from jobs.worker import Loop
 from jobs.workers import WorkersConfig
@@ -31,6 +32,7 @@ from tests.jobs.small_training import (
     TRUNK,
     Plain,
     one_image,
+    told,
     train_config,
     write_dataset,
     write_images,
@@ -138,7 +140,7 @@ def train_all(loop: dict[str, Any]) -> None:
     """One start of the workers for all variants; each has its own engine."""
     torch.set_num_threads(1)
     for name, task in loop["tasks"].items():
-        worker = Loop(task)
+        worker = Loop(task, Heart(task.inbox, rank=0, num_workers=2, first_on_node=False))
         batches = worker.batches()
         for step in range(task.total_steps):
             worker.step(step, batches)
@@ -176,10 +178,7 @@ def trained_together(
 ) -> dict[str, Any]:
     """Figures of every step and the last weights, by name; the workers share two CPUs."""
     inbox = Inbox.remote()
-    tasks = {
-        name: assignment(config, model_config(config, open_dataset(config.dataset)), inbox=inbox)
-        for name, config in named.items()
-    }
+    tasks = {name: told(config, folder / name, inbox=inbox) for name, config in named.items()}
     TorchTrainer(
         train_all,
         train_loop_config={"tasks": tasks},
@@ -188,7 +187,8 @@ def trained_together(
         ),
         run_config=ray.train.RunConfig(name="together", storage_path=str(folder)),
     ).fit()
-    return {name: (metrics, weights) for name, metrics, weights in ray.get(inbox.drain.remote())}
+    told = ray.get(inbox.drain.remote()).records
+    return {name: (metrics, weights) for name, metrics, weights in told}
 
 
 def losses(results: dict[str, Any], name: str) -> list[float]:

@@ -66,7 +66,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         while not self.killed:
             time.sleep(0.05)
-            if not list(self.training.glob("step-*")):
+            if not list(self.training.glob("checkpoints/step-*/manifest.json")):
                 continue
             for process in holding(self.folder):
                 process.send_signal(signal.SIGKILL)

@@ -1,6 +1,5 @@
 """Training that was killed goes on where it was saved, in the same run, to the same end."""
 
-import json
 import os
 import signal
 import sqlite3
@@ -27,12 +26,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def checkpoints(folder: Path) -> list[str]:
-    """The checkpoints that Ray Train would continue from, oldest first."""
-    try:
-        known = json.loads((folder / "checkpoint_manager_snapshot.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return []
-    return [each["checkpoint_dir_name"] for each in known["checkpoint_results"]]
+    """The checkpoints that a restart would continue from, oldest first."""
+    return sorted(path.parent.name for path in folder.glob("checkpoints/step-*/manifest.json"))
 
 
 def modified(folder: Path) -> dict[Path, int]:
@@ -54,7 +49,7 @@ def kill_after_a_checkpoint(config: TrainConfig, settings: Path, folder: Path) -
     )
     family: list[psutil.Process] = []
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not checkpoints(folder) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -84,7 +79,7 @@ def killed_and_continued(trained_once, tmp_path_factory, empty_store) -> Iterato
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     config = replace(trained_once.config, storage_path=str(folder / "runs"))
     # more than the undisturbed run keeps: they show what was not done again
-    config = replace(config, record=replace(config.record, keep_checkpoints=9))
+    config = replace(config, record=replace(config.record, keep_last=9))
     runs = folder / "runs" / config.name
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
@@ -93,7 +88,9 @@ def killed_and_continued(trained_once, tmp_path_factory, empty_store) -> Iterato
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         (run,) = mlflow.search_runs(experiment_names=["tests"], output_format="list")
         forget_figures(folder / "mlflow.db", after_step=4)
-        before = {path: at for name in kept for path, at in modified(runs / name).items()}
+        before = {
+            path: at for name in kept for path, at in modified(runs / "checkpoints" / name).items()
+        }
         result = main(config)
         yield {
             "trained": Trained(config=config, result=result, storage=folder / "runs"),

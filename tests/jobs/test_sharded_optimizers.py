@@ -20,7 +20,7 @@ from jobs.engine import (
     full_weights,
     set_learning_rate,
 )
-from jobs.monitor import Inbox
+from jobs.inbox import Inbox
 from tests.fit_model.numpy_lamb import NumpyLamb
 
 pytestmark = [pytest.mark.ray]
@@ -148,7 +148,7 @@ def results(ray_local, tmp_path_factory) -> dict[str, Any]:
         scaling_config=ray.train.ScalingConfig(num_workers=WORKERS),
         run_config=ray.train.RunConfig(name="sharded", storage_path=str(folder)),
     ).fit()
-    return dict(ray.get(inbox.drain.remote()))
+    return dict(ray.get(inbox.drain.remote()).records)
 
 
 def gradients(model: nn.Module, step: int) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from jobs.monitor import StepRecord
+from jobs.inbox import StepRecord
 from jobs.small_world import in_small_world
 from jobs.trace import Trace, TracedStep, images_read, read_trace
 

@@ -6,10 +6,10 @@ import pytest
 
 from fit_model.bounded.config import BoundedConfig
 from fit_model.vix import VixConfig
-from jobs.checkpoints import RunRecord
 from jobs.engine import EngineConfig
 from jobs.errors import UserError
 from jobs.resuming import unfinished_record
+from jobs.run_record import RunRecord
 from jobs.settings import flat_defaults, to_flat_dict
 from jobs.targets import GenerateTarget
 from tests.jobs.small_generating import FACES, train_config

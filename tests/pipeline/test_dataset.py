@@ -21,11 +21,13 @@ import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.cache import CacheConfig
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.content_settings import settings_in
 from pipeline.dataset import DamagedError, Dataset, open_dataset
 from pipeline.flow import preprocess
 from pipeline.messages import Kind, StrangeBatchError, read_run
+from pipeline.ranges import ReadingConfig
 from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part
 from pipeline.verify import verify
 from tests.pipeline.scenes import in_process, noise, write_raster
@@ -251,8 +253,14 @@ def test_what_is_no_finished_dataset_is_refused(copied: Path, tmp_path: Path) ->
     (copied / "dataset.json").unlink()
     with pytest.raises(ValueError, match="not a finished dataset"):
         open_dataset(str(copied))
-    with pytest.raises(ValueError, match="not a finished dataset"):
+    with pytest.raises(ValueError, match="no such folder, so not a finished dataset"):
         open_dataset(str(tmp_path / "absent"))
+
+
+def test_a_cache_of_a_dataset_that_lies_here_is_refused(copied: Path, tmp_path: Path) -> None:
+    reading = ReadingConfig(cache=CacheConfig(folder=str(tmp_path), limit_gb=1.0))
+    with pytest.raises(ValueError, match=r"reading.cache .* keeps what comes from afar"):
+        open_dataset(str(copied), reading=reading)
 
 
 def places_in(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

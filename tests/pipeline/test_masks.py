@@ -144,6 +144,28 @@ def test_an_image_without_its_mask_is_put_aside(tmp_path: Path) -> None:
     assert f"no mask {folder}/b with any of .tif, .tiff" in bad["cause"]
 
 
+def test_masks_that_moved_to_another_folder_are_the_same_masks(tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    for name in ("a", "b"):
+        write_raster(folder / f"{name}.tif", np.ones((5, 5, 1), "uint8"))
+    write_raster(tmp_path / "images" / "a.tif", noise(40, 40, 1))
+    dataset_of(tmp_path / "images", tmp_path / "out", leave_out=("mask",), masks=str(folder))
+    shards = set((tmp_path / "out").rglob("*.arrow"))
+    write_raster(tmp_path / "images" / "b.tif", noise(40, 40, 1))
+    moved = folder.rename(tmp_path / "moved")
+    config = PreprocessConfig(
+        sources=str(tmp_path / "images"),
+        output=str(tmp_path / "out"),
+        grouping=GroupingConfig(group_side_px=SIDE_PX),
+        background=BackgroundConfig(leave_out=("mask",), masks=str(moved)),
+        if_exists="append",
+    )
+    assert preprocess(config, run_stage=in_process).images == 2
+    assert shards < set((tmp_path / "out").rglob("*.arrow"))
+    kept = open_dataset(str(tmp_path / "out")).info.settings["background"]["masks"]
+    assert kept == str(moved)
+
+
 def test_an_image_whose_mask_changed_is_noticed_like_one_that_changed_itself(
     tmp_path: Path,
 ) -> None:

@@ -165,6 +165,8 @@ def test_a_disk_that_fails_below_a_bad_group_ends_the_job(
         ({"on_error": "skip"}, "'skip' is unknown: take quarantine, quarantine_groups, fail"),
         ({"max_bad_images": -1}, "max_bad_images -1 is negative"),
         ({"on_error": "quarantine", "max_bad_groups": 3}, "3 needs on_error=quarantine_groups"),
+        ({"on_error": "fail", "max_bad_images": 3}, "3 needs another on_error than fail"),
+        ({"changed": "store_again"}, "store_again needs if_exists=append"),
     ],
 )
 def test_policies_that_cannot_be_are_refused(

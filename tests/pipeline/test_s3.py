@@ -112,9 +112,9 @@ def test_a_store_that_is_away_is_asked_again_with_growing_pauses_until_patience_
     store = SimpleNamespace(cat_file=ask)
     monkeypatch.setattr(Location, "filesystem", store)
     monkeypatch.setattr(
-        "pipeline.ranges.time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pause)
+        "pipeline.patience.time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pause)
     )
-    monkeypatch.setattr("pipeline.ranges.random.uniform", lambda least, most: most)
+    monkeypatch.setattr("pipeline.patience.random.uniform", lambda least, most: most)
     place = Location.of("s3://scans/blob")
     assert Ranges(ReadingConfig()).read(place, 0, 4).to_pybytes() == b"here"
     assert pauses == [0.1 * 2**attempt for attempt in range(6)]
