@@ -10,6 +10,7 @@ from fit_model.model import ModelConfig
 from fit_model.parallel.config import ParallelConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
+from jobs.guard import GuardConfig
 from jobs.run_record import RunRecord
 from pipeline.ranges import ReadingConfig
 
@@ -61,6 +62,7 @@ class Assignment:
     bounded: BoundedConfig | None
     parallel: ParallelConfig
     total_steps: int
+    guard: GuardConfig
     record: RecordConfig
     folder: str
     """Of the run."""

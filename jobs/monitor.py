@@ -53,6 +53,7 @@ class Monitor:
         console: Console,
         hang_timeout_s: float,
         trace: Callable[[Sequence[StepRecord]], None] | None = None,
+        notice: Callable[[Event], None] | None = None,
     ) -> None:
         self.inbox: Any = None
         self.last: StepRecord | None = None
@@ -61,6 +62,7 @@ class Monitor:
         self.journal = journal
         self.record = record
         self.watch = HangWatch(timeout_s=hang_timeout_s, tell=self.tell, kill=kill_worker)
+        self._notice = notice
         self._waiting: deque[StepRecord] = deque()
         self._logged_steps = logged_steps
         self._trace = trace
@@ -142,6 +144,8 @@ class Monitor:
             events = self.journal.events
             self.record.log_json([vars(each) for each in events], "events.json")
             self.record.set_tags({"restarts": num_restarts(events)})
+        if self._notice is not None:
+            self._notice(event)
 
     def _run(self) -> None:
         failing = False
@@ -179,8 +183,10 @@ class Monitor:
         if self._trace is not None:
             self._trace(self._waiting)
         while self._waiting:
-            self._log(self._waiting[0])
-            self.last = self._waiting.popleft()
+            self._log(record := self._waiting[0])
+            # a step that was gone around has no figures
+            self.last = record if "loss" in record.metrics else self.last
+            self._waiting.popleft()
         if self.last is not None and self.last.step != self._shown_step:
             self._show(self.last)
 

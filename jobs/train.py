@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fit_model.bounded.config import BoundedConfig
 from fit_model.flops import num_parameters
 from fit_model.model import ModelConfig
 from fit_model.tokens import InputConfig
@@ -33,12 +34,15 @@ from jobs.events import Event, Journal, told_restarts
 from jobs.exporting import MODEL, on_this_disk
 from jobs.inbox import StepRecord
 from jobs.leaving import STOPPED
-from jobs.memory_limit import bounded_of
+from jobs.lessons import read_lessons
+from jobs.memory_limit import bounded_of, first_chunks
 from jobs.monitor import Monitor
+from jobs.offender_record import OffenderRecord
 from jobs.resuming import unfinished_record
 from jobs.run_record import RunRecord
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
+from jobs.smaller_chunks import SmallerChunks
 from jobs.stopping import stop_signals
 from jobs.targets import head_config, read_labelled, require_grid
 from jobs.trace import Trace
@@ -81,8 +85,8 @@ def main(config: TrainConfig) -> TrainResult:
             0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
         ),
     )
-    bounded = bounded_of(config, model, labelled.records)
     folder = str(Location.of(config.storage_path).child(config.name))
+    bounded = read_lessons(folder).bounded or bounded_of(config, model, labelled.records)
     before = unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
         f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
@@ -147,6 +151,7 @@ def train(
     """Run the workers to the end, log what they measure, register what they made."""
     folder = str(Location.of(config.storage_path).child(config.name))
     logged_steps = spool.last_step()
+    offenders = OffenderRecord(dataset, split=config.split, run=spool.run, console=console)
     monitor = Monitor(
         total_steps=config.total_steps,
         logged_steps=logged_steps,
@@ -155,14 +160,19 @@ def train(
         console=console,
         trace=trace_of(config, folder),
         hang_timeout_s=config.workers.hang_timeout_s,
+        notice=offenders,
     )
 
     def ask_to_leave(signal: str) -> None:
         console.print(f"{signal}: saving after this step; once more ends at once")
         monitor.ask_to_leave(STOPPED)
 
+    def begin() -> BoundedConfig | None:
+        records = read_labelled(dataset, model.head, split=config.split).records
+        return first_chunks(config, model, records)
+
     told = assignment(config, model, origin=origin, inbox=None)
-    with monitor, stop_signals(ask_to_leave) as stop:
+    with offenders, monitor, stop_signals(ask_to_leave) as stop:
         saved = committed_step(folder)
         if saved or logged_steps:
             monitor.tell(Event(kind="continued", step=saved, text=f"continued after step {saved}"))
@@ -172,6 +182,7 @@ def train(
             stop=stop,
             folder=folder,
             max_failures=config.workers.max_failures,
+            adapt=SmallerChunks(folder=folder, begin=begin, tell=monitor.tell),
         ).run(told)
     if restarts := told_restarts(monitor.journal.events):
         console.print(restarts)
@@ -206,6 +217,7 @@ def assignment(
         bounded=config.bounded,
         parallel=config.parallel,
         total_steps=config.total_steps,
+        guard=config.guard,
         record=config.record,
         folder=str(Location.of(config.storage_path).child(config.name)),
         origin=origin,

@@ -13,6 +13,7 @@ from jobs import registry
 from jobs.assignment import RecordConfig
 from jobs.batches import BatchConfig, require_images
 from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
+from jobs.guard import GuardConfig
 from jobs.resuming import ResumeConfig
 from jobs.sharing import require_shareable
 from jobs.targets import (
@@ -53,6 +54,8 @@ class TrainConfig:
     """Of a worker's device, of a CPU worker all its memory. Where a step does not fit, `bounded` is
     chosen before workers start, or the training refused; see `farreach plan`."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Which steps are not taken, and what is done about many of them."""
     record: RecordConfig = field(default_factory=RecordConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     reading: ReadingConfig = field(default_factory=ReadingConfig)

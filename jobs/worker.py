@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import ray
@@ -12,7 +13,6 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from fit_model.crew import Crew
 from fit_model.models import build
 from fit_model.objective import Objective
 from fit_model.optimize import learning_rate_factor
@@ -25,12 +25,16 @@ from jobs.engine import build_engine, set_learning_rate
 from jobs.engine_state import states_kept
 from jobs.events import Event
 from jobs.exporting import MODEL, export
+from jobs.guard import RollBack
+from jobs.guarded import Guarded
 from jobs.inbox import StepRecord
 from jobs.manifests import Progress
 from jobs.meter import Meter
+from jobs.offenders import LineUp
 from jobs.process_memory import keep_freed_blocks
 from jobs.pulse import Heart
 from jobs.sharing import Comparison, Seat
+from jobs.smaller_chunks import memory_named
 from jobs.targets import read_labelled
 from jobs.trace import images_read
 from pipeline.dataset import open_dataset
@@ -88,16 +92,8 @@ class Loop:
             face=task.model.face,
         )
         self.device = ray.train.torch.get_device()
-        self.feed = self.open_feed(crew := form_crew(task.parallel))
-        # every worker draws the same initial weights
-        torch.manual_seed(task.batch.seed)
-        self.engine = build_engine(
-            Objective(build(task.model), bounded=task.bounded, crew=crew).to(self.device),
-            optimizer=task.optimizer,
-            engine=task.engine,
-            accumulation=task.batch.accumulation,
-            device=self.device,
-        )
+        self.crew = form_crew(task.parallel)
+        self.feed = self.open_feed()
         self.folder = Location.of(task.folder)
         self.checkpoints = Checkpoints(
             self.folder.child(FOLDER),
@@ -108,19 +104,40 @@ class Loop:
             device=self.device,
             tell=self.tell,
         )
-        progress = self.checkpoints.restore(self.engine)
-        self.finished_steps = progress.step
+        self.guarded = Guarded(
+            task.guard,
+            folder=task.folder,
+            build=self.build,
+            restore=self.checkpoints.restore,
+            device=self.device,
+            tell=self.tell,
+        )
+        progress = self.guarded.begin()
+        self.finished_steps = self.recorded_steps = progress.step
         self.recent = deque(progress.records, maxlen=KEPT_RECORDS)
         self.damaged = set(progress.damaged)
         # the driver may have died before it logged them; it knows which ones it has
         self.unsent = list(progress.records)
 
     def run(self) -> str:
-        """All remaining steps; a checkpoint every so often, after the last one the model, too.
+        """All remaining steps, more than once those before which the guard goes back.
 
-        Gives why the workers agreed to leave before it, or nothing.
+        Gives why the workers agreed to leave before the last, or nothing.
+        """
+        while True:
+            try:
+                return self.steps()
+            except RollBack as back:
+                self.flush()
+                self.finished_steps = self.guarded.roll_back(back).step
+
+    def steps(self) -> str:
+        """The steps from the last finished one on; a checkpoint every so often and after the last.
+
+        Gives as `run`.
         """
         self.flush()
+        self.around = self.guarded.guard.goes_around()
         batches = self.batches()
         for step in range(self.finished_steps, self.task.total_steps):
             self.step(step, batches)
@@ -128,7 +145,8 @@ class Loop:
             last = done == self.task.total_steps
             if last or done % self.task.record.log_every_steps == 0:
                 self.flush()
-            if last or done % self.task.record.checkpoint_every_steps == 0:
+            due = last or done % self.task.record.checkpoint_every_steps == 0
+            if due:
                 self.save(done, wait=last)
             self.checkpoints.settle()
             self.heart.finished(done)
@@ -140,7 +158,25 @@ class Loop:
         export(self.engine, self.task.model, self.folder.child(MODEL))
         return ""
 
-    def open_feed(self, crew: Crew) -> Feed:
+    @property
+    def engine(self) -> Any:
+        """The present one: going back makes another."""
+        return self.guarded.engine
+
+    def build(self) -> Any:
+        """An engine with the initial weights."""
+        # every worker draws the same ones
+        torch.manual_seed(self.task.batch.seed)
+        model = Objective(build(self.task.model), bounded=self.task.bounded, crew=self.crew)
+        return build_engine(
+            model.to(self.device),
+            optimizer=self.task.optimizer,
+            engine=self.task.engine,
+            accumulation=self.task.batch.accumulation,
+            device=self.device,
+        )
+
+    def open_feed(self) -> Feed:
         """What this worker reads."""
         dataset = open_dataset(self.task.dataset, reading=self.task.reading)
         head = self.task.model.head
@@ -151,15 +187,18 @@ class Loop:
             config=self.task.batch,
             augment=self.task.augment,
             seat=self.seat,
-            compare=Comparison(crew=crew, device=self.device),
+            compare=Comparison(crew=self.crew, device=self.device),
         )
 
     def batches(self) -> Iterator[Batch]:
         """The worker's micro-batches from the first step that is still to do."""
-        return self.feed.stream(self.finished_steps, self.task.total_steps)
+        return self.feed.stream(self.finished_steps, self.task.total_steps, around=self.around)
 
     def step(self, step: int, batches: Iterator[Batch]) -> None:
         """One optimizer step on one global batch, measured."""
+        if step in self.around:
+            self.keep(StepRecord(step=step + 1, metrics={"guard/around": 1.0}, time_ms=now_ms()))
+            return
         torch.manual_seed(step_seed(self.task.batch.seed, step=step, rank=self.rank))
         optimizer = self.task.optimizer
         lr = optimizer.lr * learning_rate_factor(
@@ -171,22 +210,42 @@ class Loop:
         )
         set_learning_rate(self.engine, lr)
         meter = Meter(self.task.model, device=self.device, sharing=self.seat.groups)
-        for _ in range(self.task.batch.accumulation):
-            with meter.waiting():
-                batch = next(batches)
-            meter.add(batch, self.backward(batch))
+        line_up = LineUp()
+        with memory_named(step=step, rank=self.rank):
+            for part in range(self.task.batch.accumulation):
+                if part:
+                    self.engine.step()
+                with meter.waiting():
+                    batch = next(batches)
+                meter.add(batch, self.backward(batch, line_up))
+            outcome = self.guarded.step(
+                step,
+                loss=meter.loss / self.seat.groups,
+                line_up=line_up,
+                ids=self.feed.stand_ins.ids,
+            )
         metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
         damaged = self.told_damaged(meter.damaged) if metrics["damaged_images"] else []
         metrics["damaged_images_total"] = float(len(self.damaged))
-        record = StepRecord(
-            step=step + 1,
-            metrics=metrics,
-            damaged=damaged,
-            images=self.told_images(meter.images),
-            time_ms=int(1000 * time.time()),
+        self.keep(
+            StepRecord(
+                step=step + 1,
+                metrics=metrics | outcome.figures,
+                damaged=damaged,
+                images=self.told_images(meter.images),
+                events=outcome.events,
+                time_ms=now_ms(),
+            )
         )
-        self.recent.append(record)
-        self.unsent.append(record)
+        if outcome.skip is not None:
+            self.guarded.guard.skipped(outcome.skip)
+
+    def keep(self, record: StepRecord) -> None:
+        """Take a step into the record, once: after a rollback some are made again."""
+        if record.step > self.recorded_steps:
+            self.recorded_steps = record.step
+            self.recent.append(record)
+            self.unsent.append(record)
 
     def told_damaged(self, images: Sequence[int]) -> list[str]:
         """Ids of the images that any worker found damaged; every worker calls it.
@@ -209,7 +268,7 @@ class Loop:
         ids = self.feed.stand_ins.ids
         return images_read(numbers, ids, sharing=self.seat.groups, device=self.device)
 
-    def backward(self, batch: Batch) -> float:
+    def backward(self, batch: Batch, line_up: LineUp) -> float:
         """Gradient of the weighted sum of this micro-batch's losses; gives that sum.
 
         DeepSpeed divides by the micro-steps and averages over the workers; the factor undoes both,
@@ -222,7 +281,7 @@ class Loop:
         losses = self.engine(groups, targets, batch.seeds)
         loss = (losses * batch.weights.to(self.device)).sum()
         self.engine.backward(loss * self.task.batch.accumulation * self.seat.num_sets)
-        self.engine.step()
+        line_up.add(batch.images, losses)
         return float(loss.detach())
 
     def flush(self) -> None:
@@ -237,8 +296,13 @@ class Loop:
 
     def save(self, done: int, *, wait: bool) -> None:
         """A checkpoint after `done` steps."""
-        progress = Progress(step=done, records=tuple(self.recent))
+        progress = Progress(step=done, records=tuple(self.recent), guard=self.guarded.guard.state())
         self.checkpoints.save(self.engine, progress, wait=wait)
+
+
+def now_ms() -> int:
+    """Since 1970."""
+    return int(1000 * time.time())
 
 
 def step_seed(seed: int, *, step: int, rank: int) -> int:
