@@ -12,6 +12,7 @@ Again    a run that was killed continues from its last checkpoint, in the same M
 Example  farreach train train.yaml dataset=scenes name=first model.trunk.width=96
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from jobs.best import Exported
 from jobs.cluster import connect, require_lasting
 from jobs.events import Event, Journal, told_restarts
 from jobs.exporting import MODEL, on_this_disk
+from jobs.inbox import StepRecord
 from jobs.leaving import STOPPED
 from jobs.lessons import read_lessons
 from jobs.memory_limit import bounded_of, first_chunks
@@ -155,8 +157,8 @@ def train(
         record=spool,
         journal=Journal(folder),
         console=console,
+        trace=trace_of(config, folder),
         hang_timeout_s=config.workers.hang_timeout_s,
-        trace=traced(config),
         notice=offenders,
     )
 
@@ -200,11 +202,11 @@ def train(
     )
 
 
-def traced(config: TrainConfig) -> Trace | None:
-    """Where the run's steps are traced, if they are."""
+def trace_of(config: TrainConfig, folder: str) -> Callable[[Sequence[StepRecord]], None] | None:
+    """What takes the run's steps to trace them, if that is asked for."""
     if config.record.trace == "none":
         return None
-    return Trace(str(Location.of(config.storage_path).child(config.name)))
+    return Trace(folder).keep
 
 
 def assignment(

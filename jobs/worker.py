@@ -267,13 +267,12 @@ class Loop:
         metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
         damaged = self.told_damaged(meter.damaged) if metrics["damaged_images"] else []
         metrics["damaged_images_total"] = float(len(self.damaged))
-        images = self.told_images(meter.images) if self.task.record.trace == "images" else []
         self.keep(
             StepRecord(
                 step=step + 1,
                 metrics=metrics | outcome.figures,
                 damaged=damaged,
-                images=images,
+                images=self.told_images(meter.images),
                 events=outcome.events,
                 time_ms=now_ms(),
             )
@@ -303,7 +302,9 @@ class Loop:
         return [stand_ins.ids[image] for image in found]
 
     def told_images(self, numbers: Sequence[int]) -> list[str]:
-        """Ids of the images that all workers read; every worker calls it."""
+        """Ids of the images that all workers read, if they are traced; every worker calls it."""
+        if self.task.record.trace == "none":
+            return []
         ids = self.feed.stand_ins.ids
         return images_read(numbers, ids, sharing=self.seat.groups, device=self.device)
 

@@ -13,8 +13,8 @@ from jobs.evaluate import EvaluateConfig
 from jobs.evaluate import main as evaluate
 from jobs.standing import ValidationConfig
 from jobs.train import main
-from jobs.trained import TrainResult
 from jobs.train_config import TrainConfig
+from jobs.trained import TrainResult
 from tests.jobs.small_training import train_config
 
 pytestmark = [pytest.mark.ray]
