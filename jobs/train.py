@@ -15,10 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from fit_model.flops import num_parameters
 from fit_model.model import ModelConfig
+from fit_model.models import build
+from fit_model.optimize import require_matches
 from fit_model.tokens import InputConfig
 from jobs import registry
 from jobs.assignment import Assignment
@@ -135,6 +138,8 @@ def trainable_images(config: TrainConfig, model: ModelConfig, dataset: Dataset) 
             0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
         ),
     )
+    with torch.device("meta"):
+        require_matches(build(model), config.optimizer.groups)
     validated = require_validation(
         config.validation, model=model, dataset=dataset, training_split=config.split
     )

@@ -23,6 +23,7 @@ from fit_model.weights import save_tensors
 from jobs.assignment import Assignment
 from jobs.batches import Batch, Feed
 from jobs.checkpoints import MODEL_FOLDER, restore, saved
+from jobs.determinism import computing_by
 from jobs.engine import build_engine, full_weights, set_learning_rate
 from jobs.meter import Meter
 from jobs.monitor import StepRecord
@@ -41,7 +42,7 @@ def run(loop: dict[str, Assignment]) -> None:
     task = loop["assignment"]
     torch.set_num_threads(task.threads)
     keep_freed_blocks()
-    with told_of_each_other():
+    with told_of_each_other(), computing_by(task.engine.algorithms):
         Loop(task).run()
 
 
