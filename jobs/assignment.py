@@ -9,6 +9,7 @@ from fit_model.model import ModelConfig
 from fit_model.parallel.config import ParallelConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
+from jobs.profiling import ProfileConfig
 from jobs.standing import ValidationConfig
 from pipeline.ranges import ReadingConfig
 
@@ -45,6 +46,7 @@ class Assignment:
     total_steps: int
     record: RecordConfig
     validation: ValidationConfig | None
+    profile: ProfileConfig | None
     reading: ReadingConfig
     threads: int
     folder: str

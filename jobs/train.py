@@ -33,6 +33,7 @@ from jobs.cluster import connect, require_lasting
 from jobs.memory_limit import bounded_of
 from jobs.model_source import source
 from jobs.monitor import Monitor
+from jobs.profiling import log_profile
 from jobs.resuming import unfinished_record
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
@@ -171,6 +172,7 @@ def train(
         )
     last = dict(monitor.last.metrics) if monitor.last else {}
     folder = Location.of(config.storage_path).child(config.name)
+    log_profile(str(folder), run.log_file)
     made = Exported.last(
         str(folder.child(Path(checkpoint.path).name).child(MODEL_FOLDER)), figures=last
     )
@@ -202,6 +204,7 @@ def assignment(config: TrainConfig, model: ModelConfig, *, inbox: Any) -> Assign
         total_steps=config.total_steps,
         record=config.record,
         validation=config.validation,
+        profile=config.profile,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
         folder=str(Location.of(config.storage_path).child(config.name)),

@@ -13,6 +13,7 @@ from jobs import registry
 from jobs.assignment import RecordConfig
 from jobs.batches import BatchConfig, require_images
 from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
+from jobs.profiling import ProfileConfig, require_profile
 from jobs.sharing import require_shareable
 from jobs.standing import ValidationConfig
 from jobs.targets import (
@@ -56,6 +57,8 @@ class TrainConfig:
     record: RecordConfig = field(default_factory=RecordConfig)
     validation: ValidationConfig | None = None
     """Measure the model on other images while it learns, and keep the best one; None for not."""
+    profile: ProfileConfig | None = None
+    """Watch a few steps with torch's profiler; None for not."""
     reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:
@@ -63,6 +66,12 @@ class TrainConfig:
             raise ValueError(f"total_steps {self.total_steps} must be at least 1")
         require_shareable(self.parallel, num_workers=self.workers.num_workers, face=self.model)
         require_images(self.batch, num_sets=self.workers.num_workers // self.parallel.groups)
+        require_profile(
+            self.profile,
+            total_steps=self.total_steps,
+            num_workers=self.workers.num_workers,
+            device=self.workers.device,
+        )
         require_labels_to_withhold(self.model, self.target)
         require_boundable(self.bounded, engine=self.engine, face=self.model)
         if self.memory_limit_gb is not None and not self.memory_limit_gb > 0.0:

@@ -28,6 +28,7 @@ from jobs.engine import build_engine, full_weights, set_learning_rate
 from jobs.meter import Meter
 from jobs.monitor import StepRecord
 from jobs.process_memory import keep_freed_blocks
+from jobs.profiling import Profiler
 from jobs.sharing import Comparison, Seat
 from jobs.targets import read_labelled
 from jobs.validation import Validator
@@ -84,6 +85,7 @@ class Loop:
             accumulation=task.batch.accumulation,
             device=self.device,
         )
+        self.profiler = Profiler(task.profile, run=task.folder, rank=self.rank, device=self.device)
         self.validator = self.open_validator(crew)
         progress = restore(self.engine)
         if self.validator:
@@ -100,7 +102,8 @@ class Loop:
         for step in range(self.finished_steps, self.task.total_steps):
             if self.stopped:
                 break
-            self.step(step, batches)
+            with self.profiler.around(step + 1):
+                self.step(step, batches)
             done = step + 1
             self.validate(done)
             last = done == self.task.total_steps or self.stopped
