@@ -11,6 +11,7 @@ from fit_model.parallel.config import ParallelConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
 from jobs.guard import GuardConfig
+from jobs.profiling import ProfileConfig
 from jobs.run_record import RunRecord
 from jobs.standing import ValidationConfig
 from pipeline.ranges import ReadingConfig
@@ -67,6 +68,7 @@ class Assignment:
     record: RecordConfig
     validation: ValidationConfig | None
     origin: RunRecord
+    profile: ProfileConfig | None
     reading: ReadingConfig
     threads: int
     folder: str

@@ -114,11 +114,11 @@ class Run:
 
         mlflow.MlflowClient().log_text(self.run_id, json.dumps(value, indent=2) + "\n", file)
 
-    def log_file(self, path: Path) -> None:
-        """A file as an artifact of its name."""
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """A file as an artifact of its name, in a folder of artifacts if one is named."""
         import mlflow
 
-        mlflow.MlflowClient().log_artifact(self.run_id, str(path))
+        mlflow.MlflowClient().log_artifact(self.run_id, str(path), folder)
 
     def log_base64(self, content: str, file: str) -> None:
         """Bytes, written as JSON can hold them, as an artifact."""

@@ -17,11 +17,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from fit_model.bounded.config import BoundedConfig
 from fit_model.flops import num_parameters
 from fit_model.model import ModelConfig
+from fit_model.models import build
+from fit_model.optimize import require_matches
 from fit_model.tokens import InputConfig
 from jobs.assignment import Assignment
 from jobs.attempts import Attempts, committed_step
@@ -36,6 +39,7 @@ from jobs.lessons import read_lessons
 from jobs.memory_limit import bounded_of, first_chunks
 from jobs.monitor import Monitor
 from jobs.offender_record import OffenderRecord
+from jobs.profiling import log_profile
 from jobs.resuming import unfinished_record
 from jobs.run_record import RunRecord
 from jobs.settings import to_dict, to_flat_dict
@@ -129,6 +133,8 @@ def trainable_images(config: TrainConfig, model: ModelConfig, dataset: Dataset) 
             0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
         ),
     )
+    with torch.device("meta"):
+        require_matches(build(model), config.optimizer.groups)
     validated = require_validation(
         config.validation, model=model, dataset=dataset, training_split=config.split
     )
@@ -188,6 +194,7 @@ def train(
     if not spool.sent(patience_s=PATIENCE_S):
         raise unanswered(spool)
     last = dict(monitor.last.metrics) if monitor.last else {}
+    log_profile(folder, spool.run.log_file)
     made = Exported.last(str(Location.of(folder).child(MODEL)), figures=last)
     if config.validation is not None:
         made = Exported.best(folder) or made
@@ -228,6 +235,7 @@ def assignment(
         record=config.record,
         validation=config.validation,
         origin=origin,
+        profile=config.profile,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
         folder=str(Location.of(config.storage_path).child(config.name)),
