@@ -229,6 +229,8 @@ class Checkpoints:
                 f"{self.folder}: none of {len(complaints)} checkpoints is good, the newest for "
                 f"this: {complaints[0]}; bring one back from a copy, or choose another name"
             )
+        if at_most is not None:
+            shelf.drop_after(0)
         return Progress()
 
     def _tell_damage(self, step: int, complaint: str) -> None:
