@@ -66,6 +66,7 @@ class Guarded:
         self._restore = restore
         self._tell = tell
         self.engine: Any = None
+        self.gate: Any = None
 
     def begin(self, *, at_most: int | None = None) -> Any:
         """Start from the newest checkpoint, or the initial weights; gives how far that has come.
@@ -159,5 +160,5 @@ class Guarded:
         """The engine goes before another one is built: two may not fit."""
         if self.engine is not None:
             self.engine.destroy()
-            del self.engine, self.gate
+            self.engine = self.gate = None
             gc.collect()

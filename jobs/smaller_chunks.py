@@ -20,7 +20,8 @@ CPU_ALLOCATOR = "can't allocate memory"
 class OutOfMemory(MachineFault):
     """A step did not fit; smaller chunks of groups may."""
 
-    def __init__(self, line: str, *, step: int = 0) -> None:
+    def __init__(self, line: str, step: int) -> None:
+        # a worker's error travels to the driver as its arguments
         super().__init__(line, step)
         self.line, self.step = line, step
 

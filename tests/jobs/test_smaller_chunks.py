@@ -1,5 +1,6 @@
 """Want of memory is met with fewer groups at once, which stays so."""
 
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,11 @@ def test_want_of_memory_is_told_in_one_line_with_the_step_and_the_setting(error)
 def test_torch_cannot_have_this_much_and_says_so_as_expected():
     with pytest.raises(OutOfMemory), memory_named(step=0, rank=0):
         torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def test_the_step_comes_along_from_worker_to_driver():
+    there = pickle.loads(pickle.dumps(FAULT))
+    assert (str(there), there.step) == (str(FAULT), 11)
 
 
 def test_other_errors_pass():
