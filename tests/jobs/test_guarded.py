@@ -31,9 +31,7 @@ STEPS = 10
 SAVE_EVERY = 3
 CPU = torch.device("cpu")
 IDS = [f"image-{number}" for number in range(100)]
-CONFIG = GuardConfig(
-    window_steps=4, least_steps=2, max_skips_in_a_row=2, margin_steps=1, max_rollbacks=2
-)
+CONFIG = GuardConfig(spike_deviations=None, max_skips_in_a_row=2, margin_steps=1, max_rollbacks=2)
 
 
 class KilledError(Exception):
