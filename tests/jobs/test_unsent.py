@@ -17,7 +17,6 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from mlflow.server import ARTIFACT_ROOT_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
 
 from jobs import tracking, unsent
 from jobs.errors import MachineFault
@@ -26,10 +25,13 @@ from jobs.unsent import Spool, recorded
 
 START_S = 240.0
 SERVE = """
-import sys
+import os, sys
+from mlflow import server
 from werkzeug.serving import run_simple
-from mlflow.server import app
-run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=True)
+port, os.environ[server.BACKEND_STORE_URI_ENV_VAR], os.environ[server.ARTIFACT_ROOT_ENV_VAR] = (
+    sys.argv[1:]
+)
+run_simple("127.0.0.1", int(port), server.app, threaded=True)
 """
 # without the processes that `mlflow server` starts beside it
 
@@ -210,12 +212,10 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(self.port)],
-            env=os.environ
-            | {
-                BACKEND_STORE_URI_ENV_VAR: f"sqlite:///{self.folder}/mlflow.db",
-                ARTIFACT_ROOT_ENV_VAR: str(self.folder / "artifacts"),
-            },
+            [
+                *(sys.executable, "-c", SERVE, str(self.port)),
+                *(f"sqlite:///{self.folder}/mlflow.db", str(self.folder / "artifacts")),
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
