@@ -82,8 +82,13 @@ def looping(task: Assignment) -> Iterator[Loop]:
     torch.set_num_threads(task.threads)
     keep_freed_blocks()
     context = ray.train.get_context()
-    rank, first = context.get_world_rank(), context.get_local_rank() == 0
-    with Heart(task.inbox, rank=rank, first_on_node=first) as heart:
+    heart = Heart(
+        task.inbox,
+        rank=context.get_world_rank(),
+        num_workers=context.get_world_size(),
+        first_on_node=context.get_local_rank() == 0,
+    )
+    with heart:
         loop = Loop(task, heart)
         loop.around = loop.guarded.guard.goes_around()
         yield loop
