@@ -11,7 +11,9 @@ from fit_model.parallel.config import ParallelConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
 from jobs.guard import GuardConfig
+from jobs.profiling import ProfileConfig
 from jobs.run_record import RunRecord
+from jobs.standing import ValidationConfig
 from pipeline.ranges import ReadingConfig
 
 WRITING = ("background", "foreground")
@@ -64,9 +66,11 @@ class Assignment:
     total_steps: int
     guard: GuardConfig
     record: RecordConfig
-    folder: str
-    """Of the run."""
+    validation: ValidationConfig | None
     origin: RunRecord
+    profile: ProfileConfig | None
     reading: ReadingConfig
     threads: int
+    folder: str
+    """Of the run: storage_path/NAME."""
     inbox: Any

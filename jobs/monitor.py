@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from jobs.events import Event, Journal, num_restarts
 from jobs.hangs import HangWatch, kill_worker
 from jobs.inbox import Delivery, Pulse, StepRecord, open_inbox
+from jobs.log_line import Pace, figures_of
 
 
 class Record(Protocol):
@@ -80,6 +81,7 @@ class Monitor:
             console=console,
         )
         self._bar = self._progress.add_task("train", total=total_steps, figures="")
+        self._pace = Pace(total_steps=total_steps)
         self._shown_step = 0
         self._told_s = 0.0
         self._heard_s = float("-inf")
@@ -237,15 +239,11 @@ class Monitor:
         return new
 
     def _show(self, record: StepRecord) -> None:
-        figures = (
-            f"loss {record.metrics['loss']:.4f}  "
-            f"{record.metrics['speed/megapixels_per_s']:.2f} MP/s  "
-            f"{record.metrics['speed/tokens_per_s']:,.0f} tokens/s  "
-            f"{record.metrics['memory/peak_gb']:.2f} GB"
-        )
+        figures = figures_of(record.metrics)
+        left = self._pace.left(record.step, now_s=time.monotonic())
         self._progress.update(self._bar, completed=record.step, figures=figures)
         self._shown_step = record.step
         # without a terminal there is no bar to look at; a line now and then says as much
         if not self._progress.console.is_terminal and time.monotonic() - self._told_s > TELL_S:
             self._told_s = time.monotonic()
-            self._progress.console.print(f"step {record.step}  {figures}")
+            self._progress.console.print(f"step {record.step}  {figures}  {left}".rstrip())

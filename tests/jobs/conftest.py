@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from jobs.train import TrainResult, main
+from jobs.train import main
 from jobs.train_config import TrainConfig
+from jobs.trained import TrainResult
 from tests.jobs.small_training import train_config, write_dataset, write_images
 
 # MLflow 3.17 uses a loader that SQLAlchemy 2.1 deprecates
