@@ -89,9 +89,7 @@ def looping(task: Assignment) -> Iterator[Loop]:
         first_on_node=context.get_local_rank() == 0,
     )
     with heart:
-        loop = Loop(task, heart)
-        loop.around = loop.guarded.guard.goes_around()
-        yield loop
+        yield Loop(task, heart)
 
 
 def warmed(loop: Loop) -> Spent:
