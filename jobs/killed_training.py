@@ -7,16 +7,13 @@ from itertools import count
 
 from jobs.errors import MachineFault
 from jobs.kill_plan import PlannedKill
-from jobs.training_process import POLL_S, TrainingProcess
+from jobs.training_process import GIVEN_UP, MOST_FALSE_STARTS, POLL_S, TrainingProcess
 from jobs.victims import Found, candidates
 
 MOST_DELAY_S = 0.5
 """Of a kill after its moment."""
 SAVING_STEPS = 12
 """How many steps a kill waits for a checkpoint to be written, before it comes anyway."""
-GIVEN_UP = 1
-"""The exit code of a driver whose machine let it down; others are mistakes."""
-MOST_FALSE_STARTS = 2
 
 
 @dataclass(kw_only=True)
@@ -102,7 +99,6 @@ class KilledTraining:
             self.kills[-1].typed_again = True
             is_explained = True
         else:
-            # a busy machine may be too slow for Ray to start on it
             self._false_starts += 1
             has_trained = self._seen_s > self._started_s
             is_explained = not has_trained and self._false_starts <= MOST_FALSE_STARTS

@@ -82,12 +82,14 @@ def looping(task: Assignment) -> Iterator[Loop]:
     torch.set_num_threads(task.threads)
     keep_freed_blocks()
     context = ray.train.get_context()
-    rank, first = context.get_world_rank(), context.get_local_rank() == 0
-    workers = context.get_world_size()
-    with Heart(task.inbox, rank=rank, num_workers=workers, first_on_node=first) as heart:
-        loop = Loop(task, heart)
-        loop.around = loop.guarded.guard.goes_around()
-        yield loop
+    heart = Heart(
+        task.inbox,
+        rank=context.get_world_rank(),
+        num_workers=context.get_world_size(),
+        first_on_node=context.get_local_rank() == 0,
+    )
+    with heart:
+        yield Loop(task, heart)
 
 
 def warmed(loop: Loop) -> Spent:

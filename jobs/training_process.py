@@ -20,7 +20,10 @@ from jobs.victims import end, family
 from pipeline.storage import Location
 
 POLL_S = 0.02
-USERS_MISTAKE = 2
+GIVEN_UP, USERS_MISTAKE = 1, 2
+"""Exit codes of a driver whose machine let it down, and of one that was told nonsense."""
+MOST_FALSE_STARTS = 2
+"""A busy machine may be too slow for Ray to start on it."""
 
 
 @dataclass(kw_only=True)
@@ -109,10 +112,13 @@ class TrainingProcess:
         """Train undisturbed; gives the seconds it took."""
         started_s = time.monotonic()
         self.start()
-        while (code := self.ended()) is None:
+        while (code := self.ended()) != 0:
             time.sleep(POLL_S)
-        if code:
-            raise self.fault(code)
+            if code is None:
+                continue
+            if code != GIVEN_UP or self.steps() or self.starts > MOST_FALSE_STARTS:
+                raise self.fault(code)
+            self.start()
         return time.monotonic() - started_s
 
     def clear_away(self) -> None:
