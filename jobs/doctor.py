@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.cluster import require_reachable, token_path
-from jobs.tracking import require_tracking, without_password
+from jobs.mlflow_store import require_tracking, without_password
 
 MIN_MEMORY_GB = 4.0
 MIN_DISK_GB = 5.0

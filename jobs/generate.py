@@ -78,7 +78,6 @@ def recorded(config: GenerateConfig, found: Source, order: Order) -> AbstractCon
         name=f"generate {config.model}",
         params=read_settings(to_flat_dict(config), order),
         tags=tags,
-        system_metrics=False,
     )
 
 

@@ -79,14 +79,14 @@ def over_images(
     context.raise_original_map_exception = True
     numbers = pa.table({"number": np.arange(count)})
     # few images are shared out rather than left to one worker
-    batch = min(images_per_batch, -(-count // config.num_workers))
+    batch = min(images_per_batch, -(-count // config.max_workers))
     blocks = [numbers.slice(start, batch) for start in range(0, count, batch)]
     rows = ray.data.from_arrow(blocks).map_batches(
         work_batch,
         fn_kwargs={"held": [ray.put(held)]},
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=min(config.num_workers, len(blocks))),
+        compute=ray.data.TaskPoolStrategy(size=min(config.max_workers, len(blocks))),
         num_cpus=config.cpus_per_worker,
         num_gpus=1 if config.device == "gpu" else None,
         # Ray would end a process after one task on a GPU, and with it the loaded model

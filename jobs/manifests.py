@@ -17,7 +17,7 @@ from blake3 import blake3
 from jobs.engine_state import MOMENTS, STATES
 from jobs.errors import UserError
 from jobs.events import Event
-from jobs.monitor import StepRecord
+from jobs.inbox import StepRecord
 from pipeline.storage import Location
 
 MANIFEST = "manifest.json"

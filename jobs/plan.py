@@ -135,7 +135,7 @@ class PlanConfig:
 def main(config: PlanConfig) -> None:
     """Choose, print, and if wanted measure."""
     demand = config.demand()
-    plan = cheapest(demand, config.limits(), num_workers=config.workers.num_workers)
+    plan = cheapest(demand, config.limits(), num_workers=config.workers.min_workers)
     measured: Trial | None = None
     console = Console(soft_wrap=True, markup=False, highlight=False)
     if config.measure:

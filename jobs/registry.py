@@ -15,8 +15,9 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.code_version import code_tags
 from jobs.errors import MachineFault, UserError
-from jobs.tracking import code_tags, require_tracking, without_password
+from jobs.mlflow_store import require_tracking, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

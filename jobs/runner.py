@@ -1,7 +1,7 @@
 """Every job's way in and out: settings in, one line and an exit code out.
 
 0    done                           2    the user can mend it
-1    the machine or the program     130  interrupted
+1    the machine or the program     130  interrupted (143: by SIGTERM)
 """
 
 import json
@@ -36,9 +36,13 @@ def exit_codes(name: str, *, debug: bool = False) -> Iterator[None]:
     """Turn what a job raises into at most two lines on stderr and an exit code."""
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"farreach {name}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as error:
+        # jobs.stopping.Stopped says what was saved
+        print(
+            f"farreach {name}: {error}" if error.args else f"farreach {name}: interrupted",
+            file=sys.stderr,
+        )
+        raise SystemExit(getattr(error, "exit_code", 130)) from None
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -96,6 +100,11 @@ def _distance(error: BaseException) -> int:
     return 3 if isinstance(error, ConnectionError) else 2
 
 
+def module_name(command: str) -> str:
+    """Where a command's job stands: that of verify-resume is jobs.verify_resume."""
+    return f"jobs.{command.replace('-', '_')}"
+
+
 def run_config(
     name: str,
     config_class: Any,
@@ -109,7 +118,7 @@ def run_config(
 
     if config_class.__module__ == "__main__":
         # Ray pickles what __main__ defines by value; a worker's copy would be another class.
-        module = import_module(f"jobs.{name}")
+        module = import_module(module_name(name))
         config_class, main = getattr(module, config_class.__name__), module.main
     main(load(config_class, path, overrides))
 

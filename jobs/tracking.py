@@ -1,95 +1,26 @@
-"""One logical training = one MLflow run, also after restarts; only the calling process logs.
+"""One logical training = one MLflow run, also after restarts; only the calling process logs."""
 
-Where: MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the working folder, its artifacts in
-`mlruns` beside it. Look at it with `mlflow ui --backend-store-uri sqlite:///mlflow.db`.
-"""
-
+import base64
 import json
-import logging
-import os
-import subprocess
-from collections.abc import Iterator, Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import requests
-
-from jobs.cluster import SUBMITTED
+from jobs.code_version import code_tags
 from jobs.errors import MachineFault, UserError
+from jobs.mlflow_store import SQLITE, point_tracking, require_tracking, without_password
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REACH_TIMEOUT_S = 5.0
-SQLITE = "sqlite:///"
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+"""MLflow's limits of a request."""
 MAX_DIGEST_LENGTH = 36
 """MLflow's own; the whole digest stands in the dataset's tag and in the run's."""
-
-
-def tracking_uri() -> str:
-    """Where runs and models are kept, independent of the working folder: hand it to workers."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    if uri.startswith(SQLITE):
-        return SQLITE + str(Path(uri.removeprefix(SQLITE)).absolute())
-    return uri
-
-
-def require_tracking(uri: str | None = None) -> str:
-    """Make sure within seconds that the store answers, and point MLflow at it.
-
-    MLflow itself would retry for minutes.
-    """
-    if uri is None and SUBMITTED in os.environ and not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise UserError(
-            "MLFLOW_TRACKING_URI is not set on the cluster, and a submitted job's folder is thrown "
-            "away: start the cluster with a server's address, or sqlite:////absolute/path.db"
-        )
-    uri = uri or tracking_uri()
-    if uri.startswith(("http://", "https://")):
-        _require_server(uri)
-    if uri.startswith(SQLITE):
-        folder = Path(uri.removeprefix(SQLITE)).parent
-        if not os.access(folder, os.W_OK):
-            raise UserError(
-                f"{uri}: no folder {folder} that can be written: set MLFLOW_TRACKING_URI"
-            )
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow.store", "mlflow.store.db.utils", "mlflow.system_metrics"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    import mlflow  # two seconds, and it reads the environment
-
-    mlflow.set_tracking_uri(uri)
-    return uri
-
-
-def _require_server(uri: str) -> None:
-    place = without_password(uri)
-    try:
-        status = requests.get(f"{uri.rstrip('/')}/health", timeout=REACH_TIMEOUT_S).status_code
-    except requests.RequestException as error:
-        raise MachineFault(
-            f"no MLflow server answers at {place} ({type(error).__name__}): "
-            "start it, or unset MLFLOW_TRACKING_URI to use a local file"
-        ) from error
-    if status in (401, 403):
-        raise UserError(
-            f"the MLflow server at {place} refuses ({status}): set MLFLOW_TRACKING_USERNAME "
-            "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        )
-    if status >= 500:
-        raise MachineFault(f"the MLflow server at {place} answers {status}")
-
-
-def without_password(uri: str) -> str:
-    """A store's address as it may be shown: user and password are the user's own."""
-    scheme, mark, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +28,55 @@ class Run:
     """An open MLflow run."""
 
     run_id: str
-    experiment_id: str
     uri: str
+
+    def begin(self, *, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+        """The run is running, with these settings and facts.
+
+        What it already has with another value keeps the first one; the new value becomes the tag
+        `resumed.NAME`.
+        """
+        import mlflow
+        from mlflow.entities import Param
+
+        client = mlflow.MlflowClient()
+        client.update_run(self.run_id, status="RUNNING")
+        known = client.get_run(self.run_id).data
+        tags = code_tags() | dict(tags)
+        first = {name: value for name, value in tags.items() if name not in known.tags}
+        self.set_tags(first | _resumed(tags, known=known.tags))
+        new = [Param(name, str(params[name])) for name in params if name not in known.params]
+        for start in range(0, len(new), PARAMS_AT_ONCE):
+            client.log_batch(self.run_id, params=new[start : start + PARAMS_AT_ONCE])
+        self.set_tags(_resumed(params, known=known.params))
+
+    def end(self, status: str) -> None:
+        """FINISHED, FAILED or KILLED."""
+        import mlflow
+
+        mlflow.MlflowClient().set_terminated(self.run_id, status)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Numbers of one step; names carry their units."""
-        import mlflow
+        self.log_points([(metrics, step, int(1000 * time.time()))])
 
-        values = {name: float(value) for name, value in metrics.items()}
-        mlflow.log_metrics(values, step=step, run_id=self.run_id)
+    def log_points(self, points: Sequence[tuple[Mapping[str, float], int, int]]) -> None:
+        """Numbers of several steps, each with the step and when it was measured, ms since 1970.
+
+        The same ones again change nothing.
+        """
+        import mlflow
+        from mlflow.entities import Metric
+
+        found = [
+            Metric(name, float(value), time_ms, step)
+            for metrics, step, time_ms in points
+            for name, value in metrics.items()
+        ]
+        for start in range(0, len(found), METRICS_AT_ONCE):
+            mlflow.MlflowClient().log_batch(
+                self.run_id, metrics=found[start : start + METRICS_AT_ONCE]
+            )
 
     def last_step(self, metric: str) -> int:
         """The newest step that the run has of a metric, 0 without one."""
@@ -143,11 +114,21 @@ class Run:
 
         mlflow.MlflowClient().log_text(self.run_id, json.dumps(value, indent=2) + "\n", file)
 
-    def log_file(self, path: Path) -> None:
-        """A file as an artifact of its name."""
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """A file as an artifact of its name, in a folder of artifacts if one is named."""
         import mlflow
 
-        mlflow.MlflowClient().log_artifact(self.run_id, str(path))
+        mlflow.MlflowClient().log_artifact(self.run_id, str(path), folder)
+
+    def log_base64(self, content: str, file: str) -> None:
+        """Bytes, written as JSON can hold them, as an artifact."""
+        import mlflow
+
+        folder, _, name = file.rpartition("/")
+        with tempfile.TemporaryDirectory(prefix="farreach-") as here:
+            path = Path(here) / name
+            path.write_bytes(base64.b64decode(content))
+            mlflow.MlflowClient().log_artifact(self.run_id, str(path), folder or None)
 
     def log_figure(self, figure: "Figure", file: str) -> None:
         """A matplotlib figure as a picture."""
@@ -163,45 +144,55 @@ class Run:
             mlflow.MlflowClient().set_tag(self.run_id, key, value)
 
 
+def new_run(experiment: str, *, name: str | None = None, uri: str | None = None) -> Run:
+    """A run that nothing is known of yet; raises where the store does not answer."""
+    store = require_tracking(uri)
+    import mlflow
+    from mlflow.tracking.context.registry import resolve_tags
+
+    with _mlflow_faults(store):
+        made = mlflow.MlflowClient().create_run(
+            _experiment_id(experiment, uri=store), tags=resolve_tags(), run_name=name
+        )
+    return Run(run_id=made.info.run_id, uri=store)
+
+
+def known_run(run_id: str) -> Run:
+    """A run that was begun before, also while the store does not answer."""
+    store = point_tracking()
+    try:
+        require_tracking()
+    except MachineFault:
+        return Run(run_id=run_id, uri=store)
+    import mlflow
+
+    with _mlflow_faults(store):
+        mlflow.MlflowClient().get_run(run_id)
+    return Run(run_id=run_id, uri=store)
+
+
 @contextmanager
 def open_run(
     experiment: str,
     *,
     name: str | None = None,
-    run_id: str | None = None,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, Any] | None = None,
     uri: str | None = None,
-    system_metrics: bool = True,
 ) -> Iterator[Run]:
-    """A new run, or the run `run_id` again; how the block ends becomes the run's status.
-
-    A parameter or tag that a resumed run already has with another value keeps the first one; the
-    new value becomes the tag `resumed.NAME`.
-    """
-    store = require_tracking(uri)
-    import mlflow
-
-    with _mlflow_faults(store):
-        active = mlflow.start_run(
-            run_id=run_id,
-            experiment_id=None if run_id else _experiment_id(experiment, uri=store),
-            run_name=None if run_id else name,
-            log_system_metrics=system_metrics,
-        )
-    run = Run(run_id=active.info.run_id, experiment_id=active.info.experiment_id, uri=store)
+    """A new run; how the block ends becomes its status."""
+    run = new_run(experiment, name=name, uri=uri)
     status = "FAILED"
     try:
-        with _mlflow_faults(store):
-            _set_first_tags(run, code_tags() | dict(tags or {}), known=active.data.tags)
-            _log_params(run, params or {}, known=active.data.params)
+        with _mlflow_faults(run.uri):
+            run.begin(params=params or {}, tags=tags or {})
         yield run
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        mlflow.end_run(status)
+        run.end(status)
 
 
 @contextmanager
@@ -211,20 +202,8 @@ def ended_run(run_id: str) -> Iterator[Run]:
     import mlflow
 
     with _mlflow_faults(store):
-        info = mlflow.MlflowClient().get_run(run_id).info
-        yield Run(run_id=run_id, experiment_id=info.experiment_id, uri=store)
-
-
-def _log_params(run: Run, params: Mapping[str, Any], *, known: Mapping[str, str]) -> None:
-    import mlflow
-
-    mlflow.log_params({key: value for key, value in params.items() if key not in known})
-    run.set_tags(_resumed(params, known=known))
-
-
-def _set_first_tags(run: Run, tags: Mapping[str, Any], *, known: Mapping[str, str]) -> None:
-    first = {key: value for key, value in tags.items() if key not in known}
-    run.set_tags(first | _resumed(tags, known=known))
+        mlflow.MlflowClient().get_run(run_id)
+        yield Run(run_id=run_id, uri=store)
 
 
 def _resumed(values: Mapping[str, Any], *, known: Mapping[str, str]) -> dict[str, Any]:
@@ -265,30 +244,3 @@ def _mlflow_faults(uri: str) -> Iterator[None]:
         kind = UserError if error.error_code == "RESOURCE_DOES_NOT_EXIST" else MachineFault
         reason = str(error).splitlines()[0].replace(uri, without_password(uri))
         raise kind(f"MLflow at {without_password(uri)}: {reason}") from error
-
-
-def code_version() -> str:
-    """The installed version of this package."""
-    try:
-        return version("farreach")
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def code_tags() -> dict[str, str]:
-    """Which code ran: the version, and the commit where it runs from a checkout."""
-    tags = {"farreach_version": code_version()}
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / ".git").exists():
-        try:
-            done = subprocess.run(  # noqa: S603 - a fixed command
-                ["git", "-C", str(checkout), "rev-parse", "HEAD"],  # noqa: S607
-                capture_output=True,
-                text=True,
-                timeout=REACH_TIMEOUT_S,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return tags
-        tags["git_commit"] = done.stdout.strip()
-    return tags

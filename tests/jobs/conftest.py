@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from jobs.small_world import in_small_world
-from jobs.train import TrainResult, main
+from jobs.train import main
 from jobs.train_config import TrainConfig
+from jobs.trained import TrainResult
 from tests.jobs.small_engines import WORKERS, on_two
 from tests.jobs.small_training import train_config, write_dataset, write_images
 

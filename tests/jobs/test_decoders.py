@@ -12,7 +12,7 @@ from fit_model.bounded.config import BoundedConfig
 from fit_model.parallel.config import ParallelConfig
 from jobs.batches import image_seed
 from jobs.engine import EngineConfig
-from jobs.monitor import Inbox
+from jobs.inbox import Inbox
 from jobs.targets import GenerateTarget, head_config, read_labelled
 from jobs.train_config import TrainConfig
 from pipeline.dataset import open_dataset
@@ -91,7 +91,8 @@ def results(ray_local, dataset, tall, tmp_path_factory) -> dict[str, Any]:
         scaling_config=ray.train.ScalingConfig(num_workers=2),
         run_config=ray.train.RunConfig(name="decoders", storage_path=str(folder)),
     ).fit()
-    return {name: (metrics, weights) for name, metrics, weights in ray.get(inbox.drain.remote())}
+    told = ray.get(inbox.drain.remote()).records
+    return {name: (metrics, weights) for name, metrics, weights in told}
 
 
 @pytest.fixture(scope="module")

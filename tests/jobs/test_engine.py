@@ -18,7 +18,8 @@ from fit_model.objective import PREFIX
 from fit_model.parallel.config import ParallelConfig
 from fit_model.vix import VixConfig
 from jobs.engine import EngineConfig, OptimizerConfig, full_weights
-from jobs.monitor import Inbox
+from jobs.inbox import Inbox
+from jobs.pulse import Heart
 from jobs.settings import load
 from jobs.targets import RegressTarget
 from jobs.train import model_config
@@ -139,7 +140,7 @@ def train_all(loop: dict[str, Any]) -> None:
     """One start of the workers for all variants; each has its own engine."""
     torch.set_num_threads(1)
     for name, task in loop["tasks"].items():
-        worker = Loop(task)
+        worker = Loop(task, Heart(task.inbox, rank=0, num_workers=2, first_on_node=False))
         batches = worker.batches()
         for step in range(task.total_steps):
             worker.step(step, batches)
@@ -186,7 +187,8 @@ def trained_together(
         ),
         run_config=ray.train.RunConfig(name="together", storage_path=str(folder)),
     ).fit()
-    return {name: (metrics, weights) for name, metrics, weights in ray.get(inbox.drain.remote())}
+    told = ray.get(inbox.drain.remote()).records
+    return {name: (metrics, weights) for name, metrics, weights in told}
 
 
 def losses(results: dict[str, Any], name: str) -> list[float]:

@@ -325,7 +325,7 @@ def test_in_a_bucket_the_file_that_makes_it_whole_comes_last(caplog):
 
 def register(model: Model, store: Path) -> registry.Registered:
     weights.save(model, store / "trained")
-    with tracking.open_run("tests", system_metrics=False) as run:
+    with tracking.open_run("tests") as run:
         pass
     registry.register(
         run.run_id,

@@ -28,7 +28,7 @@ from fit_model.samplers import SamplingConfig
 from fit_model.stored_pixels import StoredPixels
 from fit_model.tokens import InputConfig
 from fit_model.trunk_config import TrunkConfig
-from jobs import models, registry, tracking
+from jobs import mlflow_store, models, registry, tracking
 from jobs.errors import UserError
 from jobs.model_signature import arrays_of
 from tests.fit_model.examples import randomize
@@ -72,7 +72,7 @@ def image(generator, rows: int, columns: int) -> GroupBatch:
 
 def register(model: Model, folder: Path, **changes) -> int:
     weights.save(model, folder / "trained")
-    with tracking.open_run("scenes", system_metrics=False) as run:
+    with tracking.open_run("scenes") as run:
         pass
     name = changes.pop("name", "animals")
     given = {
@@ -87,7 +87,7 @@ def register(model: Model, folder: Path, **changes) -> int:
 
 def in_fresh_process(program: str, store: Path) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "MLFLOW_TRACKING_URI": tracking.tracking_uri()
+        "MLFLOW_TRACKING_URI": mlflow_store.tracking_uri()
     }
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -140,7 +140,7 @@ def test_a_fresh_process_predicts_the_same_with_the_code_stored_beside_the_weigh
 
 def test_a_version_carries_its_lineage_and_nothing_that_is_pickled(store, model):
     register(model, store)
-    found = mlflow.MlflowClient(tracking.tracking_uri()).get_model_version("animals", "1")
+    found = mlflow.MlflowClient(mlflow_store.tracking_uri()).get_model_version("animals", "1")
     assert found.tags["dataset_digest"] == "d" * 64
     assert found.tags["farreach_version"]
     assert found.description.startswith("# Cats and dogs")
@@ -248,7 +248,7 @@ def test_a_run_that_registers_again_after_a_kill_gets_the_version_it_has(store, 
 
 
 def test_more_models_than_a_page_holds_are_all_listed(store, monkeypatch):
-    client = mlflow.MlflowClient(tracking.require_tracking())
+    client = mlflow.MlflowClient(mlflow_store.require_tracking())
     for number in range(103):
         client.create_registered_model(f"m{number:03d}")
     with pytest.raises(UserError, match=r"m000, .*m102"):

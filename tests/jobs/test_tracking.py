@@ -1,29 +1,26 @@
 """What a run holds afterwards, read back through MLflow's own client."""
 
 import socket
-import time
 
 import mlflow
 import pytest
 
-from jobs import tracking
+from jobs import mlflow_store, tracking
 from jobs.errors import MachineFault, UserError
 
 
 def test_the_default_store_lies_in_the_working_folder_wherever_it_is_read_from(store):
-    assert tracking.tracking_uri() == f"sqlite:///{store}/mlflow.db"
+    assert mlflow_store.tracking_uri() == f"sqlite:///{store}/mlflow.db"
 
 
 def test_a_run_keeps_its_numbers_dataset_and_files_beside_the_database(store):
-    with tracking.open_run(
-        "scenes", name="first", params={"lr": 1e-3}, tags={"seed": 7}, system_metrics=False
-    ) as run:
+    with tracking.open_run("scenes", name="first", params={"lr": 1e-3}, tags={"seed": 7}) as run:
         run.log_metrics({"loss": 0.5, "speed_mpx_s": 3}, step=10)
         run.log_dataset(
             "s3://bucket/set", name="set", digest="a" * 64, context="training", counts={"images": 4}
         )
         run.log_json({"a": [1]}, "config.json")
-    client = mlflow.MlflowClient(tracking.tracking_uri())
+    client = mlflow.MlflowClient(mlflow_store.tracking_uri())
     seen = client.get_run(run.run_id)
     assert seen.info.status == "FINISHED"
     assert seen.data.params == {"lr": "0.001"}
@@ -42,25 +39,25 @@ def test_a_run_keeps_its_numbers_dataset_and_files_beside_the_database(store):
 def test_a_figure_becomes_a_picture(store):
     from matplotlib.figure import Figure
 
-    with tracking.open_run("scenes", system_metrics=False) as run:
+    with tracking.open_run("scenes") as run:
         run.log_figure(Figure(), "plots/confusion.png")
     picture = next((store / "mlruns").rglob("plots/confusion.png"))
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_resumed_run_is_the_same_run_and_keeps_what_it_was_started_with(store):
-    with tracking.open_run("scenes", params={"lr": 1, "w": 2}, system_metrics=False) as first:
+    with tracking.open_run("scenes", params={"lr": 1, "w": 2}) as first:
         first.log_metrics({"loss": 2.0}, step=1)
-    with tracking.open_run(
-        "scenes", run_id=first.run_id, params={"lr": 1, "w": 4, "new": 5}, system_metrics=False
-    ) as again:
-        again.log_metrics({"loss": 1.0}, step=2)
-    seen = mlflow.MlflowClient(tracking.tracking_uri()).get_run(first.run_id)
+    again = tracking.known_run(first.run_id)
+    again.begin(params={"lr": 1, "w": 4, "new": 5}, tags={})
+    again.log_metrics({"loss": 1.0}, step=2)
+    seen = mlflow.MlflowClient(mlflow_store.tracking_uri()).get_run(first.run_id)
     assert again.run_id == first.run_id
     assert seen.data.params == {"lr": "1", "w": "2", "new": "5"}
     assert seen.data.tags["resumed.w"] == "4"
     assert "resumed.lr" not in seen.data.tags
     assert seen.data.metrics["loss"] == 1.0
+    assert seen.info.status == "RUNNING"
 
 
 @pytest.mark.parametrize(
@@ -70,22 +67,12 @@ def test_a_resumed_run_is_the_same_run_and_keeps_what_it_was_started_with(store)
 def test_a_run_that_breaks_does_not_stay_running(error, status):
     with (
         pytest.raises(error),
-        tracking.open_run("scenes", system_metrics=False) as run,
+        tracking.open_run("scenes") as run,
     ):
         raise error
-    assert mlflow.MlflowClient(tracking.tracking_uri()).get_run(run.run_id).info.status == status
-
-
-@pytest.mark.usefixtures("store")
-def test_system_metrics_of_the_logging_process_are_kept(monkeypatch):
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
-    client = mlflow.MlflowClient(tracking.tracking_uri())
-    with tracking.open_run("scenes") as run:
-        for _ in range(100):
-            if "system/cpu_utilization_percentage" in client.get_run(run.run_id).data.metrics:
-                break
-            time.sleep(0.1)
-    assert "system/cpu_utilization_percentage" in client.get_run(run.run_id).data.metrics
+    assert (
+        mlflow.MlflowClient(mlflow_store.tracking_uri()).get_run(run.run_id).info.status == status
+    )
 
 
 def test_a_server_that_is_down_is_one_line_not_minutes_of_retries(monkeypatch):
@@ -94,7 +81,7 @@ def test_a_server_that_is_down_is_one_line_not_minutes_of_retries(monkeypatch):
         uri = f"http://127.0.0.1:{held.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         with pytest.raises(MachineFault) as caught:
-            tracking.require_tracking()
+            mlflow_store.require_tracking()
     assert str(caught.value).startswith(f"no MLflow server answers at {uri}")
     assert "\n" not in str(caught.value)
 
@@ -102,16 +89,13 @@ def test_a_server_that_is_down_is_one_line_not_minutes_of_retries(monkeypatch):
 def test_a_store_in_a_folder_that_is_absent_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/absent/mlflow.db")
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI"):
-        tracking.require_tracking()
+        mlflow_store.require_tracking()
 
 
 @pytest.mark.usefixtures("store")
 def test_a_run_that_does_not_exist_cannot_be_resumed():
-    with (
-        pytest.raises(UserError, match="not found"),
-        tracking.open_run("scenes", run_id="0" * 32),
-    ):
-        pass
+    with pytest.raises(UserError, match="not found"):
+        tracking.known_run("0" * 32)
 
 
 def test_the_password_of_a_store_is_not_shown(monkeypatch):
@@ -120,13 +104,13 @@ def test_the_password_of_a_store_is_not_shown(monkeypatch):
         place = f"127.0.0.1:{held.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:s3cr3t@{place}/mlflow")
         with pytest.raises(MachineFault) as caught:
-            tracking.require_tracking()
+            mlflow_store.require_tracking()
     assert f"at http://{place}/mlflow " in str(caught.value)
     assert "s3cr3t" not in str(caught.value)
 
 
 def test_adding_to_a_run_that_has_ended_leaves_its_status_and_makes_no_experiment(store):
-    with tracking.open_run("scenes", system_metrics=False) as run:
+    with tracking.open_run("scenes") as run:
         pass
     with tracking.ended_run(run.run_id) as again:
         again.log_dataset("dataset", name="test", digest="d" * 64, context="evaluation", counts={})
