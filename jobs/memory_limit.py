@@ -74,6 +74,7 @@ def demand_of(config: Any, model: ModelConfig, records: Sequence[ImageRecord]) -
         accumulation=config.batch.accumulation,
         precision=config.engine.precision,
         averaged=config.optimizer.ema_decay is not None,
+        checkpoints=config.record.writing,
         device=config.workers.device,
     )
 

@@ -56,6 +56,8 @@ class Demand:
     precision: Literal["fp32", "bf16"] = "fp32"
     averaged: bool = False
     """Whether an average of the weights is kept."""
+    checkpoints: Literal["background", "foreground"] = "foreground"
+    """In the background a copy of the state waits to be written."""
     device: Literal["cpu", "gpu"] = "cpu"
 
     @property
@@ -248,6 +250,7 @@ def state(demand: Demand, plan: Plan) -> list[Part]:
         gradients = (4.0, 0.0)
     weights = item * (spread if stage == 3 else 1.0)
     buffers = item * BUCKET_NUMBERS if demand.device == "gpu" and stage > 0 else 0
+    copied = 12.0 + averages if demand.checkpoints == "background" else 0.0
     return [
         Part(name="weights", bytes=round(count * weights), remedy=SMALLER),
         Part(
@@ -268,6 +271,12 @@ def state(demand: Demand, plan: Plan) -> list[Part]:
             remedy=SMALLER,
         ),
         Part(name="buckets", bytes=buffers, remedy="engine.zero_stage: 0"),
+        Part(
+            name="checkpoint",
+            bytes=round(count / plan.num_workers * copied),
+            place="host",
+            remedy="record.writing: foreground",
+        ),
     ]
 
 
