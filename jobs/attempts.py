@@ -121,7 +121,8 @@ class Attempts:
             facts={
                 "rank": failure.rank,
                 "node": pulse.hostname if pulse else None,
-                "last_step": pulse.step if pulse else self.monitor.step,
+                # all workers take a step together, and rank 0 has told of more than a pulse did
+                "last_step": self.monitor.step,
                 "cause": failure.cause,
             },
         )

@@ -34,7 +34,7 @@ ACTIVITIES = {
     "torch.distributed": "talking",
     "jobs.batches": "reading",
     "jobs.checkpoints": "saving",
-    "jobs.engine_state": "saving",
+    "jobs.exporting": "saving",
 }
 """By module; on a stack the innermost counts."""
 

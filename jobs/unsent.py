@@ -64,6 +64,7 @@ class Spool:
         self._in_record: int | None = None
         self._lock = threading.Lock()
         self._new = threading.Event()
+        self._new.set()  # there may be something left
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="unsent", daemon=True)
         self._thread.start()
@@ -203,7 +204,8 @@ class Spool:
             self._kept = len(lines)
 
     def _say(self, kind: str, text: str) -> None:
-        steps = [call["step"] for call in list(self._calls) if _is_step(call)]
+        with self._lock:
+            steps = [call["step"] for call in self._calls if _is_step(call)]
         self._events.append(Event(kind=kind, step=steps[0] if steps else 0, text=text))
 
 

@@ -31,7 +31,7 @@ class WorkersConfig:
     """Of workers or stores that are lost, in a row without a new checkpoint between them."""
     hang_timeout_s: float = 300.0
     """A worker that says nothing for so long, or that all others wait for, is killed and replaced;
-    steps that take longer stretch it."""
+    steps that take longer stretch it. Collectives themselves give up after three times that."""
 
     def __post_init__(self) -> None:
         if self.min_workers < 1 or self.cpus_per_worker < 1:

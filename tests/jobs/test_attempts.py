@@ -156,7 +156,7 @@ def test_a_lost_worker_costs_an_attempt_and_is_told_with_its_node_and_step(tmp_p
     (event,) = trying.monitor.events
     assert event.kind == "worker lost"
     assert event.text.startswith("worker 1 on host-b was killed or crashed")
-    assert event.facts["last_step"] == 6
+    assert event.facts["last_step"] == 7
     assert [each.inbox for each in trying.fit.told] == [1, 2]
 
 

@@ -20,8 +20,12 @@ from jobs.train_config import TrainConfig
 from jobs.workers import WorkersConfig
 from tests.jobs.small_training import train_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local", "store")]
-TOTAL_STEPS = 400
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_local", "store"),
+    pytest.mark.timeout(1200),  # three starts of Ray's workers, however busy the machine is
+]
+TOTAL_STEPS = 120
 OFTEN = RecordConfig(checkpoint_every_steps=5, log_every_steps=1, keep_last=TOTAL_STEPS)
 
 
