@@ -142,7 +142,10 @@ def judge(
         *(history(config, each) for each in (undisturbed, killed)),
         total_steps=asked.steps,
         tolerance=asked.accepted,
-        restarts=sum(each.moment != "starting" for each in kills),
+        # before the first checkpoint a training may begin afresh, which is no restart
+        restarts=sum(
+            each.moment != "starting" and each.step > asked.checkpoint_every_steps for each in kills
+        ),
     )
     console.print(kills_table(kills))
     console.print(comparisons_table(found))
