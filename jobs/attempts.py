@@ -87,8 +87,9 @@ class Attempts:
         if self.stop.signum is None:
             return
         step = committed_step(self.folder)
+        saved = f"after step {step}, which is saved" if step else "before there was a checkpoint"
         raise Stopped(
-            f"stopped at step {step}, which is saved; the same command goes on from there",
+            f"stopped {saved}; the same command goes on",
             signum=self.stop.signum,
         ) from error
 
@@ -110,17 +111,15 @@ class Attempts:
             self.monitor.tell(self._event(failure))
 
     def _event(self, failure: Failure) -> Event:
-        rank = failure.rank
-        pulse = None if rank is None else self.monitor.pulses.get(rank)
-        who = "the workers" if rank is None else f"worker {rank}"
-        if pulse is not None:
-            who += f" on {pulse.hostname}"
+        pulse = None if failure.rank is None else self.monitor.pulses.get(failure.rank)
+        worker = "" if failure.rank is None else f"worker {failure.rank} "
+        host = f"on {pulse.hostname} " if pulse else ""
         return Event(
             kind=failure.kind,
             step=self.monitor.step,
-            text=f"{failure.kind}: {who}: {failure.cause}; going on from the newest checkpoint",
+            text=f"{worker}{host}{failure.cause}: going on from the newest checkpoint",
             facts={
-                "rank": rank,
+                "rank": failure.rank,
                 "node": pulse.hostname if pulse else None,
                 "last_step": pulse.step if pulse else self.monitor.step,
                 "cause": failure.cause,

@@ -31,9 +31,8 @@ class Failure:
     """Why an attempt ended that another one may get over."""
 
     cause: str
-    """What happened to whoever it was, without a name."""
+    """What happened: to the worker of that rank, or a whole sentence."""
     rank: int | None = None
-    """The worker that it happened to, where one is known."""
     kind: str = "worker lost"
 
 
@@ -42,16 +41,18 @@ def failure_of(error: BaseException) -> Failure | None:
     if isinstance(root_cause(error), USER_MISTAKES):
         return None
     if type(error).__name__ == "PreemptionError":
-        return Failure(kind="preempted", cause="the cluster took its node away")
+        return Failure(kind="preempted", cause="the cluster took a node away")
     leaves = list(_leaves(error, rank=None))
     for rank, leaf in leaves:
         if isinstance(leaf, DEATHS):
-            return Failure(cause=_of_death(leaf), rank=rank)
+            whose = "one of Ray's own processes " if rank is None else ""
+            return Failure(cause=whose + _of_death(leaf), rank=rank)
     for rank, leaf in leaves:
         if type(leaf).__name__ in UNSTARTED:
-            return Failure(cause=_line(leaf), rank=rank)
-    cause = root_cause(error)
-    return Failure(cause=_line(cause)) if isinstance(cause, SILENCES) else None
+            cause = _line(leaf) if rank is None else "does not answer Ray"
+            return Failure(cause=cause, rank=rank)
+    root = root_cause(error)
+    return Failure(cause=_line(root)) if isinstance(root, SILENCES) else None
 
 
 def pause_s(num_failures: int) -> float:
@@ -82,12 +83,12 @@ def _leaves(
 def _of_death(death: BaseException) -> str:
     said = str(death)
     if isinstance(death, OutOfMemoryError) or any(each in said for each in OUT_OF_MEMORY):
-        return "it was killed, for its node ran out of memory"
+        return "was killed, for its node ran out of memory"
     if isinstance(death, NodeDiedError) or getattr(death, "preempted", False):
-        return "its node is gone"
+        return "is gone with its node"
     if "node has died" in said or "node is dead" in said or "node was terminated" in said:
-        return "its node is gone"
-    return "it was killed or crashed, perhaps for want of memory"
+        return "is gone with its node"
+    return "was killed or crashed, perhaps for want of memory"
 
 
 def _line(error: BaseException) -> str:

@@ -32,6 +32,8 @@ UPLOADED = "config.yaml"
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 POLL_S = 0.5
 INTERRUPTED = 130
+PATIENT_STOP = {"RAY_JOB_STOP_WAIT_TIME_S": "120"}
+"""Of `ray job stop`: a training saves first, and Ray would kill it after 3 s."""
 
 
 def main(name: str, config: Path | None, overrides: list[str], *, address: str | None) -> None:
@@ -103,7 +105,7 @@ def _submit(
             command.append(UPLOADED)
         return client.submit_job(
             entrypoint=shlex.join([*command, *overrides]),
-            runtime_env={"working_dir": folder, "env_vars": {SUBMITTED: "1"}},
+            runtime_env={"working_dir": folder, "env_vars": {SUBMITTED: "1", **PATIENT_STOP}},
             metadata={"farreach_job": name},
         )
 

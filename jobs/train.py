@@ -30,10 +30,8 @@ from fit_model.tokens import InputConfig
 from jobs.assignment import Assignment
 from jobs.attempts import Attempts, committed_step
 from jobs.augmenting import head_of_views, require_augmentable
-from jobs.best import Exported
 from jobs.cluster import connect, require_lasting
 from jobs.events import Event, Journal, told_restarts
-from jobs.exporting import MODEL, on_this_disk
 from jobs.inbox import StepRecord
 from jobs.leaving import STOPPED
 from jobs.lessons import read_lessons
@@ -51,7 +49,7 @@ from jobs.targets import Labelled, head_config, read_labelled, require_grid
 from jobs.trace import Trace
 from jobs.tracking import Run, known_run, new_run
 from jobs.train_config import TrainConfig
-from jobs.trained import TrainResult, register, tell
+from jobs.trained import TrainResult, hand_out, tell
 from jobs.unsent import PATIENCE_S, Spool, recorded, unanswered
 from jobs.validation import require_validation
 from jobs.workers import fit, require_workers
@@ -211,18 +209,7 @@ def train(
         raise unanswered(spool)
     last = dict(monitor.last.metrics) if monitor.last else {}
     log_profile(folder, spool.run.log_file)
-    made = Exported.last(str(Location.of(folder).child(MODEL)), figures=last)
-    if config.validation is not None:
-        made = Exported.best(folder) or made
-    with on_this_disk(Location.of(made.folder)) as trained:
-        version = register(config, trained, model, dataset, spool.run, made)
-    return TrainResult(
-        run_id=spool.run_id,
-        model_folder=made.folder,
-        version=version,
-        last=last,
-        measured=made.measured,
-    )
+    return hand_out(config, model, dataset, run=spool.run, folder=folder, last=last)
 
 
 def trace_of(config: TrainConfig, folder: str) -> Callable[[Sequence[StepRecord]], None] | None:

@@ -9,10 +9,12 @@ from fit_model.model import ModelConfig
 from jobs import registry
 from jobs.best import Exported
 from jobs.card import model_card
+from jobs.exporting import MODEL, on_this_disk
 from jobs.settings import to_flat_dict
 from jobs.tracking import Run
 from jobs.train_config import TrainConfig
 from pipeline.dataset import Dataset
+from pipeline.storage import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,39 @@ class TrainResult:
     """Figures of the last step that this process saw."""
     measured: str
     """Which step's model it is."""
+
+
+def hand_out(
+    config: TrainConfig,
+    model: ModelConfig,
+    dataset: Dataset,
+    *,
+    run: Run,
+    folder: str,
+    last: dict[str, float],
+) -> TrainResult:
+    """Register the model of a training that has ended: the best one where that was looked for.
+
+    Args:
+        config: of the training.
+        model: what was trained.
+        dataset: what it was trained on.
+        run: in MLflow.
+        folder: of the run.
+        last: figures of the last step.
+    """
+    made = Exported.last(str(Location.of(folder).child(MODEL)), figures=last)
+    if config.validation is not None:
+        made = Exported.best(folder) or made
+    with on_this_disk(Location.of(made.folder)) as here:
+        version = register(config, here, model, dataset, run, made)
+    return TrainResult(
+        run_id=run.run_id,
+        model_folder=made.folder,
+        version=version,
+        last=last,
+        measured=made.measured,
+    )
 
 
 def register(

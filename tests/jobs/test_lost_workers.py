@@ -20,6 +20,7 @@ from jobs.runner import exit_codes
 from jobs.small_world import in_small_world
 from jobs.train import main
 from jobs.worker import told_of_each_other
+from jobs.workers import WorkersConfig
 from tests.jobs.small_training import train_config, write_dataset, write_images
 
 MANY_STEPS = 100_000
@@ -84,7 +85,9 @@ def shared_images(tmp_path) -> Any:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local", "store")
-def test_a_killed_worker_ends_the_training_with_a_line(shared_images, tmp_path, capsys):
+def test_a_killed_worker_ends_a_training_of_one_attempt_with_a_line(
+    shared_images, tmp_path, capsys
+):
     waiting = tmp_path / "waiting"
     waiting.mkdir()
     config = train_config(
@@ -92,6 +95,7 @@ def test_a_killed_worker_ends_the_training_with_a_line(shared_images, tmp_path, 
         total_steps=MANY_STEPS,
         storage_path=str(tmp_path / "runs"),
         parallel=ParallelConfig(groups=2, timeout_s=60.0),
+        workers=WorkersConfig(num_workers=2, max_failures=0),
         bounded=BoundedConfig(groups_a_chunk=1, offload="disk", folder=str(waiting)),
         record=RecordConfig(checkpoint_every_steps=2),
     )

@@ -24,13 +24,13 @@ from jobs.sharing import Seat
 from jobs.small_world import in_small_world
 from jobs.standing import Standing, ValidationConfig
 from jobs.targets import read_labelled
-from jobs.train import assignment, model_config
 from jobs.train_config import TrainConfig
 from jobs.validation import Validator, chosen_images, model_of, require_validation
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
 from tests.jobs import small_generating
 from tests.jobs.small_training import one_image, train_config, write_dataset, write_images
+from tests.jobs.small_training import told as assigned
 
 VALIDATION = ValidationConfig(split="test")
 AVERAGED = OptimizerConfig(lr=0.05, ema_decay=0.5, clip_norm=0.0)
@@ -115,9 +115,8 @@ def named(tiny_dataset, tmp_path_factory) -> dict[str, tuple[TrainConfig, Assign
     drawn = small_generating.write_dataset(folder / "drawn")
     found = {}
     for name, config in variants(tiny_dataset, grid, drawn).items():
-        config = replace(config, name=name.replace(" ", "-"), storage_path=str(folder / "runs"))
-        model = model_config(config, open_dataset(config.dataset))
-        found[name] = config, assignment(config, model, inbox=None)
+        config = replace(config, name=name.replace(" ", "-"))
+        found[name] = config, assigned(config, folder / "runs", inbox=None)
     return found
 
 

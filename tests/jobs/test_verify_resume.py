@@ -168,7 +168,7 @@ def test_a_training_that_cannot_begin_is_told_as_train_tells_it(tmp_path, monkey
     (tmp_path / "train.yaml").write_text(json.dumps(settings("nowhere")))
     found = CliRunner().invoke(app, ["verify-resume", "train.yaml", "verify.output=trial"])
     assert found.exit_code == 2
-    assert "nowhere: not a finished dataset" in found.output
+    assert "nowhere: no such folder" in found.output
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""Which worker hangs, told by pulses; and what a worker is at, told by its stacks."""
+
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.hangs import PATIENT, STEPS, HangWatch, hanging
+from jobs.inbox import Delivery, Pulse, StepRecord
+from jobs.pulse import NodeLoad, activity
+
+PATIENCE_S = 300.0
+
+
+def pulse(rank: int, at: str, *, since_s: float = 0.0, step: int = 9) -> Pulse:
+    return Pulse(
+        rank=rank, num_workers=3, pid=100 + rank, node_id="n", hostname="h", step=step, at=at,
+        since_s=since_s,
+    )  # fmt: skip
+
+
+def delivery(*pulses: Pulse, silent_s: dict[int, float] | None = None) -> Delivery:
+    silent = {each.rank: 0.0 for each in pulses} | (silent_s or {})
+    return Delivery(pulses=pulses, silent_s=silent)
+
+
+def ranks(found: list[Pulse]) -> list[int]:
+    return [each.rank for each in found]
+
+
+def test_a_worker_that_says_nothing_hangs_whatever_it_was_at():
+    for at in ("computing", "talking", "reading"):
+        told = delivery(pulse(0, "talking"), pulse(1, at), silent_s={1: PATIENCE_S + 1})
+        assert ranks(hanging(told, patience_s=PATIENCE_S)) == [1]
+
+
+def test_all_that_say_nothing_hang():
+    told = delivery(pulse(0, "reading"), pulse(1, "reading"), silent_s={0: 301.0, 1: 302.0})
+    assert ranks(hanging(told, patience_s=PATIENCE_S)) == [0, 1]
+
+
+def test_a_worker_that_is_done_may_be_silent():
+    told = delivery(pulse(0, "saving"), pulse(1, "done"), silent_s={1: 10 * PATIENCE_S})
+    assert not hanging(told, patience_s=PATIENCE_S)
+
+
+@pytest.mark.parametrize("at", ["reading", "computing"])
+def test_the_one_that_all_others_wait_for_hangs(at):
+    told = delivery(
+        pulse(0, "talking", since_s=301.0),
+        pulse(1, at, since_s=400.0),
+        pulse(2, "talking", since_s=310.0),
+    )
+    assert ranks(hanging(told, patience_s=PATIENCE_S)) == [1]
+
+
+def test_saving_may_take_longer():
+    for since_s, found in ((PATIENT * PATIENCE_S - 1, []), (PATIENT * PATIENCE_S + 1, [0])):
+        told = delivery(pulse(0, "saving", since_s=since_s), pulse(1, "talking", since_s=since_s))
+        assert ranks(hanging(told, patience_s=PATIENCE_S)) == found
+
+
+def test_before_all_have_done_a_step_there_is_more_patience():
+    told = delivery(pulse(0, "starting"), pulse(1, "starting"), silent_s={1: PATIENCE_S + 1})
+    assert not hanging(told, patience_s=PATIENCE_S)
+    later = replace(told, silent_s={0: 0.0, 1: PATIENT * PATIENCE_S + 1})
+    assert ranks(hanging(later, patience_s=PATIENCE_S)) == [1]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["talking", "reading", "computing", "saving"]),
+            st.floats(0.0, PATIENCE_S),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_nobody_hangs_while_somebody_has_only_just_begun_something(states):
+    pulses = [pulse(rank, at, since_s=since_s) for rank, (at, since_s) in enumerate(states)]
+    assert not hanging(delivery(*pulses), patience_s=PATIENCE_S)
+
+
+def test_all_waiting_for_each_other_is_left_to_the_collectives():
+    told = delivery(pulse(0, "talking", since_s=999.0), pulse(1, "talking", since_s=999.0))
+    assert not hanging(told, patience_s=PATIENCE_S)
+
+
+def test_a_worker_that_hangs_is_told_and_killed_once_an_attempt():
+    told, killed = [], []
+    watch = HangWatch(timeout_s=PATIENCE_S, tell=told.append, kill=killed.append)
+    silence = delivery(pulse(0, "talking"), pulse(1, "reading"), silent_s={1: 301.0})
+    watch(silence)
+    watch(silence)
+    assert ranks(killed) == [1]
+    (event,) = told
+    assert event.kind == "worker hangs"
+    assert event.facts == {
+        "rank": 1, "node": "h", "last_step": 9, "at": "reading", "silent_s": 301.0,
+    }  # fmt: skip
+    assert "worker 1 on h has said nothing for 301 s, reading after step 9" in event.text
+    watch.begin()
+    watch(silence)
+    assert ranks(killed) == [1, 1]
+
+
+def test_steps_that_take_long_stretch_the_patience():
+    killed: list[Pulse] = []
+    watch = HangWatch(timeout_s=PATIENCE_S, tell=lambda event: None, kill=killed.append)
+    slow = StepRecord(step=9, metrics={"loss": 1.0, "time/step_s": 200.0})
+    silence = delivery(pulse(0, "talking"), pulse(1, "reading"), silent_s={1: STEPS * 200.0 - 1})
+    watch(replace(silence, records=[slow]))
+    assert not killed
+    watch(replace(silence, silent_s={0: 0.0, 1: STEPS * 200.0 + 1}))
+    assert ranks(killed) == [1]
+
+
+def test_a_thread_inside_a_collective_talks_and_any_other_computes():
+    here = threading.get_ident()
+    assert activity(sys._current_frames(), training=here) == "computing"
+    seen = []
+
+    def wait() -> None:
+        seen.append(activity(sys._current_frames(), training=here))
+
+    # as if torch.distributed's own code waited
+    exec("wait()", {"__name__": "torch.distributed.distributed_c10d", "wait": wait})
+    assert seen == ["talking"]
+
+
+def test_a_node_says_how_busy_it_is():
+    figures = NodeLoad().figures()
+    assert 0.0 <= figures["cpu_percent"] <= 100.0
+    assert figures["memory_gb"] > 0.0
