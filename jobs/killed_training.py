@@ -11,7 +11,7 @@ from jobs.training_process import GIVEN_UP, MOST_FALSE_STARTS, POLL_S, TrainingP
 from jobs.victims import Found, candidates
 
 MOST_DELAY_S = 0.5
-"""Of a kill after its moment."""
+"""Of a kill after its step is in the record."""
 SAVING_STEPS = 12
 """How many steps a kill waits for a checkpoint to be written, before it comes anyway."""
 
@@ -109,7 +109,7 @@ class KilledTraining:
 
     def _wait(self, planned: PlannedKill) -> bool:
         """Until the moment of a kill; False when training is over before."""
-        return MOMENTS[planned.moment](self, planned) and self._pause(planned.chance * MOST_DELAY_S)
+        return MOMENTS[planned.moment](self, planned)
 
     def _pause(self, seconds: float) -> bool:
         until_s = time.monotonic() + seconds
@@ -118,6 +118,10 @@ class KilledTraining:
                 return True
             time.sleep(POLL_S)
         return False
+
+    def _until_training(self, planned: PlannedKill) -> bool:
+        """Some time into the step after the planned one."""
+        return self._until_step(planned) and self._pause(planned.chance * MOST_DELAY_S)
 
     def _until_step(self, planned: PlannedKill) -> bool:
         wanted = max(planned.step, 1 + (self.kills[-1].step if self.kills else 0))
@@ -183,7 +187,7 @@ class KilledTraining:
 
 
 MOMENTS: dict[str, Callable[[KilledTraining, PlannedKill], bool]] = {
-    "training": KilledTraining._until_step,
+    "training": KilledTraining._until_training,
     "saving": KilledTraining._until_saving,
     "starting": KilledTraining._until_starting,
 }
