@@ -142,9 +142,10 @@ def judge(
         *(history(config, each) for each in (undisturbed, killed)),
         total_steps=asked.steps,
         tolerance=asked.accepted,
-        # before the first checkpoint a training may begin afresh, which is no restart
+        # before the first checkpoint it may begin afresh, and at its end have nothing left to do
         restarts=sum(
-            each.moment != "starting" and each.step > asked.checkpoint_every_steps for each in kills
+            each.moment in ("training", "saving") and each.step > asked.checkpoint_every_steps
+            for each in kills
         ),
     )
     console.print(kills_table(kills))
