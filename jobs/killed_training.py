@@ -7,11 +7,12 @@ from itertools import count
 
 from jobs.errors import MachineFault
 from jobs.kill_plan import PlannedKill
+from jobs.trace import read_trace
 from jobs.training_process import GIVEN_UP, MOST_FALSE_STARTS, POLL_S, TrainingProcess
 from jobs.victims import Found, candidates
 
 MOST_DELAY_S = 0.5
-"""Of a kill after its moment."""
+"""Of a kill after its step is in the record."""
 SAVING_STEPS = 12
 """How many steps a kill waits for a checkpoint to be written, before it comes anyway."""
 
@@ -25,8 +26,9 @@ class Kill:
     step: int
     """How many steps were in the record."""
     at_s: float
+    """Since 1970."""
     to_next_step_s: float | None = None
-    """Until the record had a new one; None where there was none."""
+    """Until one was made that the record did not have; None where there was none."""
     typed_again: bool = False
     """Whether the driver was gone, too, and the command had to be typed again."""
 
@@ -55,6 +57,7 @@ class KilledTraining:
     _started_s: float = field(default_factory=time.monotonic)
     _start_takes_s: float = 10.0
     _false_starts: int = 0
+    _kills_at_start: int = 0
 
     def run(self, plan: Sequence[PlannedKill]) -> list[Kill]:
         """Train to the last step with these kills; the kills that came."""
@@ -64,19 +67,25 @@ class KilledTraining:
                 break
         while self._is_running():
             time.sleep(POLL_S)
+        self._measure()
         return self.kills
+
+    def _measure(self) -> None:
+        """How long after each kill the next step was made that the record did not have yet."""
+        for kill in self.kills:
+            times_s = (each.time_ms / 1e3 for each in read_trace(str(self.training.folder)))
+            later_s = [each for each in times_s if each > kill.at_s]
+            kill.to_next_step_s = min(later_s) - kill.at_s if later_s else None
 
     def _start(self) -> None:
         self.training.start(self.overrides[self.training.starts % len(self.overrides)])
         self._started_s = self._seen_s = time.monotonic()
+        self._kills_at_start = len(self.kills)
 
     def _is_running(self) -> bool:
         """Look once: at steps that came, at a driver that ended; False when training is over."""
         now_s, step = time.monotonic(), self.training.steps()
         if step > self._seen_step:
-            for kill in self.kills:
-                if kill.to_next_step_s is None and step > kill.step:
-                    kill.to_next_step_s = now_s - kill.at_s
             if self._seen_s == self._started_s:
                 self._start_takes_s = now_s - self._started_s
             self._seen_step, self._seen_s = step, now_s
@@ -95,7 +104,7 @@ class KilledTraining:
 
     def _go_on(self, code: int) -> None:
         """Type the command again, where its driver was killed or did not come to train."""
-        if self.kills and self.kills[-1].at_s >= self._started_s:
+        if self._kills_at_start < len(self.kills):
             self.kills[-1].typed_again = True
             is_explained = True
         else:
@@ -109,7 +118,7 @@ class KilledTraining:
 
     def _wait(self, planned: PlannedKill) -> bool:
         """Until the moment of a kill; False when training is over before."""
-        return MOMENTS[planned.moment](self, planned) and self._pause(planned.chance * MOST_DELAY_S)
+        return MOMENTS[planned.moment](self, planned)
 
     def _pause(self, seconds: float) -> bool:
         until_s = time.monotonic() + seconds
@@ -118,6 +127,10 @@ class KilledTraining:
                 return True
             time.sleep(POLL_S)
         return False
+
+    def _until_training(self, planned: PlannedKill) -> bool:
+        """Some time into the step after the planned one."""
+        return self._until_step(planned) and self._pause(planned.chance * MOST_DELAY_S)
 
     def _until_step(self, planned: PlannedKill) -> bool:
         wanted = max(planned.step, 1 + (self.kills[-1].step if self.kills else 0))
@@ -157,7 +170,7 @@ class KilledTraining:
             what=chosen.name,
             moment=self._moment(saving=saving),
             step=self.training.steps(),
-            at_s=time.monotonic(),
+            at_s=time.time(),
         )
         chosen.kill()
         self.kills.append(kill)
@@ -168,6 +181,8 @@ class KilledTraining:
 
     def _moment(self, *, saving: bool) -> str:
         """What the training is doing, as far as one can see from here."""
+        if self._seen_step >= self.training.settings["total_steps"]:
+            return "ending"
         if saving:
             return "saving"
         came = self._seen_step > (self.kills[-1].step if self.kills else 0)
@@ -183,7 +198,7 @@ class KilledTraining:
 
 
 MOMENTS: dict[str, Callable[[KilledTraining, PlannedKill], bool]] = {
-    "training": KilledTraining._until_step,
+    "training": KilledTraining._until_training,
     "saving": KilledTraining._until_saving,
     "starting": KilledTraining._until_starting,
 }

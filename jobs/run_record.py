@@ -17,12 +17,14 @@ class RunRecord:
     """One training, however often it is broken off."""
 
     run_id: str
-    """MLflow's."""
+    """MLflow's; empty as long as nobody has seen the run."""
     config: dict[str, Any]
     """The resolved settings, with dotted names."""
     digest: str
     """Of the dataset."""
     finished: bool = False
+    token: str = ""
+    """What the MLflow run is found by that a killed driver has made and could not note."""
 
     def write(self, folder: str) -> None:
         """Put the record into the run's folder, whole or not at all."""

@@ -1,6 +1,6 @@
 """What every step of a training really read and found, exactly: `trace.jsonl` in the run's folder.
 
-    {"step": 7, "loss": "0x1.62e42fefa39efp-1", "images": ["a", "c"]}
+    {"step": 7, "time_ms": 1767225600000, "loss": "0x1.62e42fefa39efp-1", "images": ["a", "c"]}
 
 A line a step, each step once however often the training is restarted: lines that an earlier driver
 wrote are kept, and what it could not write any more comes back with the newest checkpoint.
@@ -28,6 +28,8 @@ class TracedStep:
     loss: float
     images: tuple[str, ...]
     """Ids of all images that all workers read, sorted; padding is not counted."""
+    time_ms: int = 0
+    """When it was measured, since 1970."""
 
 
 def images_read(
@@ -82,6 +84,7 @@ def read_trace(folder: str) -> list[TracedStep]:
 def _line(record: StepRecord) -> bytes:
     told = {
         "step": record.step,
+        "time_ms": record.time_ms,
         "loss": float(record.metrics.get("loss", math.nan)).hex(),
         "images": sorted(record.images),
     }
@@ -91,5 +94,8 @@ def _line(record: StepRecord) -> bytes:
 def _step(line: bytes) -> TracedStep:
     found = json.loads(line)
     return TracedStep(
-        step=found["step"], loss=float.fromhex(found["loss"]), images=tuple(found["images"])
+        step=found["step"],
+        loss=float.fromhex(found["loss"]),
+        images=tuple(found["images"]),
+        time_ms=found["time_ms"],
     )

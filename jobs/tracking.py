@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 """MLflow's limits of a request."""
+TOKEN = "farreach_token"
 MAX_DIGEST_LENGTH = 36
 """MLflow's own; the whole digest stands in the dataset's tag and in the run's."""
 
@@ -144,16 +145,25 @@ class Run:
             mlflow.MlflowClient().set_tag(self.run_id, key, value)
 
 
-def new_run(experiment: str, *, name: str | None = None, uri: str | None = None) -> Run:
-    """A run that nothing is known of yet; raises where the store does not answer."""
+def new_run(
+    experiment: str, *, name: str | None = None, uri: str | None = None, token: str | None = None
+) -> Run:
+    """A run that nothing is known of yet; raises where the store does not answer.
+
+    With a token, the run that was made with it before, if there is one.
+    """
     store = require_tracking(uri)
     import mlflow
     from mlflow.tracking.context.registry import resolve_tags
 
+    client = mlflow.MlflowClient()
     with _mlflow_faults(store):
-        made = mlflow.MlflowClient().create_run(
-            _experiment_id(experiment, uri=store), tags=resolve_tags(), run_name=name
-        )
+        place = _experiment_id(experiment, uri=store)
+        sought = f"tags.{TOKEN} = '{token}'"
+        if token and (found := client.search_runs([place], sought, max_results=1)):
+            return Run(run_id=found[0].info.run_id, uri=store)
+        tags = resolve_tags() | ({TOKEN: token} if token else {})
+        made = client.create_run(place, tags=tags, run_name=name)
     return Run(run_id=made.info.run_id, uri=store)
 
 

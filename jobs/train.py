@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import torch
 from rich.console import Console
@@ -46,7 +47,7 @@ from jobs.smaller_chunks import SmallerChunks
 from jobs.stopping import stop_signals
 from jobs.targets import Labelled, head_config, read_labelled, require_grid
 from jobs.trace import Trace
-from jobs.tracking import known_run, new_run
+from jobs.tracking import Run, known_run, new_run
 from jobs.train_config import TrainConfig
 from jobs.trained import TrainResult, hand_out, tell
 from jobs.unsent import PATIENCE_S, Spool, recorded, unanswered
@@ -79,9 +80,8 @@ def main(config: TrainConfig) -> TrainResult:
     with connect():
         require_workers(config.workers)
         digest, settings = dataset.info.digest, to_flat_dict(config)
-        run = known_run(before.run_id) if before else new_run(config.experiment, name=config.name)
-        record = RunRecord(run_id=run.run_id, config=settings, digest=digest)
-        record.write(folder)
+        blank = RunRecord(run_id="", config=settings, digest=digest)
+        run, record = begun(config, before or blank, now=blank, folder=folder)
         tags = {"dataset_digest": digest, "seed": config.batch.seed}
         with recorded(run, folder=folder, params=settings, tags=tags) as spool:
             spool.log_json(to_dict(config), "config.json")
@@ -98,6 +98,22 @@ def main(config: TrainConfig) -> TrainResult:
         replace(record, finished=True).write(folder)
     tell(replace(config, bounded=bounded), result, dataset, console)
     return result
+
+
+def begun(
+    config: TrainConfig, before: RunRecord, *, now: RunRecord, folder: str
+) -> tuple[Run, RunRecord]:
+    """The one MLflow run of a training, however early an earlier driver was killed."""
+    if before.run_id:
+        run, token = known_run(before.run_id), before.token
+    else:
+        # noted first, so that a run that is made and not noted is found again
+        token = before.token or uuid4().hex
+        replace(now, token=token).write(folder)
+        run = new_run(config.experiment, name=config.name, token=token)
+    record = replace(now, run_id=run.run_id, token=token)
+    record.write(folder)
+    return run, record
 
 
 def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:

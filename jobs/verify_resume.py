@@ -142,7 +142,11 @@ def judge(
         *(history(config, each) for each in (undisturbed, killed)),
         total_steps=asked.steps,
         tolerance=asked.accepted,
-        restarts=sum(each.moment != "starting" for each in kills),
+        # before the first checkpoint it may begin afresh, and at its end have nothing left to do
+        restarts=sum(
+            each.moment in ("training", "saving") and each.step > asked.checkpoint_every_steps
+            for each in kills
+        ),
     )
     console.print(kills_table(kills))
     console.print(comparisons_table(found))

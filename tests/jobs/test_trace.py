@@ -13,7 +13,7 @@ IDS = ("e", "d", "c", "b", "a")
 
 
 def record(step: int, *, loss: float = 0.1, images: tuple[str, ...] = ("a",)) -> StepRecord:
-    return StepRecord(step=step, metrics={"loss": loss}, images=images)
+    return StepRecord(step=step, metrics={"loss": loss}, images=images, time_ms=5)
 
 
 def put(folder: str, *steps: int) -> None:
@@ -30,7 +30,8 @@ def test_steps_that_come_again_after_a_restart_stand_there_once(tmp_path):
 @pytest.mark.parametrize("loss", [0.1 + 0.2, 1e-310, math.inf, -0.0])
 def test_a_loss_comes_back_bit_by_bit(tmp_path, loss):
     Trace(str(tmp_path)).keep([record(1, loss=loss, images=("b", "a", "b"))])
-    assert read_trace(str(tmp_path)) == [TracedStep(step=1, loss=loss, images=("a", "b", "b"))]
+    wanted = TracedStep(step=1, loss=loss, images=("a", "b", "b"), time_ms=5)
+    assert read_trace(str(tmp_path)) == [wanted]
     assert math.copysign(1.0, read_trace(str(tmp_path))[0].loss) == math.copysign(1.0, loss)
 
 
