@@ -23,6 +23,7 @@ CONFIG_CLASSES = {
     "inspect": "InspectConfig",
     "verify": "VerifyConfig",
     "train": "TrainConfig",
+    "tune": "TuneConfig",
     "evaluate": "EvaluateConfig",
     "generate": "GenerateConfig",
     "demo": "DemoConfig",
@@ -109,6 +110,12 @@ def verify(
 def train(settings: Settings = None, debug: Debug = False) -> None:
     """Train a model."""
     run_job("train", settings, debug=debug)
+
+
+@app.command(help=module_help("tune"))
+def tune(settings: Settings = None, debug: Debug = False) -> None:
+    """Search for good settings."""
+    run_job("tune", settings, debug=debug)
 
 
 @app.command(help=module_help("evaluate"))

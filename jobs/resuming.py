@@ -9,7 +9,7 @@ from jobs.settings import flat_defaults, to_flat_dict
 MAY_DIFFER = (
     "workers.max_failures", "parallel.timeout_s", "record.", "register_as", "alias", "dataset",
     "storage_path", "memory_limit_gb", "reading.", "batch.max_damaged_share", "validation",
-    "profile",
+    "profile", "parent_run",
 )  # fmt: skip
 """Settings that change nothing about what is learned; the dataset is compared by its digest."""
 

@@ -88,7 +88,7 @@ def main(config: TrainConfig) -> TrainResult:
             name=config.name,
             run_id=before.run_id if before else None,
             params=to_flat_dict(config),
-            tags={"dataset_digest": dataset.info.digest, "seed": config.batch.seed},
+            tags=tags_of(config, dataset),
         ) as run:
             record = RunRecord(
                 run_id=run.run_id, config=to_flat_dict(config), digest=dataset.info.digest
@@ -106,6 +106,14 @@ def main(config: TrainConfig) -> TrainResult:
             replace(record, finished=True).write(folder)
     tell(replace(config, bounded=bounded), result, dataset, console)
     return result
+
+
+def tags_of(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """What the run is found by."""
+    tags = {"dataset_digest": dataset.info.digest, "seed": config.batch.seed}
+    if config.parent_run is not None:
+        tags["mlflow.parentRunId"] = config.parent_run
+    return tags
 
 
 def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
