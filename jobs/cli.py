@@ -24,6 +24,7 @@ CONFIG_CLASSES = {
     "verify": "VerifyConfig",
     "train": "TrainConfig",
     "verify-resume": "VerifyResumeConfig",
+    "tune": "TuneConfig",
     "evaluate": "EvaluateConfig",
     "generate": "GenerateConfig",
     "demo": "DemoConfig",
@@ -116,6 +117,12 @@ def train(settings: Settings = None, debug: Debug = False) -> None:
 def verify_resume(settings: Settings = None, debug: Debug = False) -> None:
     """Kill a training and compare."""
     run_job("verify-resume", settings, debug=debug)
+
+
+@app.command(help=module_help("tune"))
+def tune(settings: Settings = None, debug: Debug = False) -> None:
+    """Search for good settings."""
+    run_job("tune", settings, debug=debug)
 
 
 @app.command(help=module_help("evaluate"))

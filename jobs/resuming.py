@@ -13,6 +13,7 @@ MAY_DIFFER = (
     "workers", "parallel", "engine.zero_stage", "bounded", "batch.accumulation",
     "model.trunk.checkpointing", "memory_limit_gb", "record", "resume", "reading", "register_as",
     "alias", "dataset", "storage_path", "batch.max_damaged_share", "validation", "profile",
+    "parent_run",
 )  # fmt: skip
 """Settings that change nothing about what is learned; the dataset is compared by its digest."""
 DATASET = "dataset"

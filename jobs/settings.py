@@ -107,6 +107,9 @@ class _Builder:
         if item is not None and isinstance(value, list):
             items = [self.build(item, each, (*place, str(n))) for n, each in enumerate(value)]
             return tuple(items) if typing.get_origin(annotation) is tuple else items
+        item = _value_dataclasses(annotation)
+        if item is not None and isinstance(value, dict):
+            return {key: self.build(item, each, (*place, key)) for key, each in value.items()}
         if kinds and value is not None:
             raise ValueError(f"{_quoted(place)} = {value!r} must be a mapping of settings")
         return _leaf(annotation, value, place)
@@ -196,6 +199,13 @@ def _item_dataclasses(annotation: Any) -> Any:
     arguments = typing.get_args(annotation)
     is_sequence = typing.get_origin(annotation) in (list, tuple)
     return arguments[0] if is_sequence and arguments and _dataclasses_of(arguments[0]) else None
+
+
+def _value_dataclasses(annotation: Any) -> Any:
+    """The values' annotation of a mapping from names to dataclasses, else None."""
+    arguments = typing.get_args(annotation)
+    is_mapping = typing.get_origin(annotation) is Mapping
+    return arguments[1] if is_mapping and _dataclasses_of(arguments[1]) else None
 
 
 def _kind(kinds: list[Any], value: Mapping[str, Any], place: tuple[str, ...]) -> Any:

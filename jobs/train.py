@@ -82,7 +82,7 @@ def main(config: TrainConfig) -> TrainResult:
         digest, settings = dataset.info.digest, to_flat_dict(config)
         blank = RunRecord(run_id="", config=settings, digest=digest)
         run, record = begun(config, before or blank, now=blank, folder=folder)
-        tags = {"dataset_digest": digest, "seed": config.batch.seed}
+        tags = tags_of(config, dataset)
         with recorded(run, folder=folder, params=settings, tags=tags) as spool:
             spool.log_json(to_dict(config), "config.json")
             spool.log_dataset(
@@ -114,6 +114,14 @@ def begun(
     record = replace(now, run_id=run.run_id, token=token)
     record.write(folder)
     return run, record
+
+
+def tags_of(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """What the run is found by."""
+    tags = {"dataset_digest": dataset.info.digest, "seed": config.batch.seed}
+    if config.parent_run is not None:
+        tags["mlflow.parentRunId"] = config.parent_run
+    return tags
 
 
 def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:

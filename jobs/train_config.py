@@ -41,6 +41,8 @@ class TrainConfig:
     storage_path: str = "runs"
     split: str = "train"
     experiment: str = "farreach"
+    parent_run: str | None = None
+    """MLflow run that this one is shown below; `farreach tune` sets it."""
     register_as: str | None = None
     """Name in the registry; None only keeps the model in the run's folder."""
     alias: str = "challenger"
