@@ -1,9 +1,9 @@
 """Which steps of a training are taken: none that is not finite, and no spike.
 
-    bound = median + spike_deviations max(1.4826 MAD, LEAST_SHARE |median|)
+    bound = max(median + spike_deviations max(1.4826 MAD, LEAST_SHARE |median|), START_SHARE start)
 
 over the newest accepted steps, for the loss and for the norm of the whole gradient before it is
-clipped; MAD is the median distance from the median, and 1.4826 MAD the standard deviation where
+clipped; start is the median of the first accepted ones, MAD is the median distance from the median, and 1.4826 MAD the standard deviation where
 values are normal. What follows a step is a pure function of what all workers agree on, so all of
 them decide alike.
 """
@@ -24,6 +24,8 @@ from jobs.errors import MachineFault
 MAD_TO_DEVIATION = 1.4826
 LEAST_SHARE = 0.25
 """Of the median: a deviation counts as at least so much, for a loss that hardly moves."""
+START_SHARE = 0.1
+"""Of what training began with: what is below is no spike, for a loss that has come near 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,7 @@ class Guard:
             name: deque(state.get(name, ()), maxlen=config.window_steps)
             for name in ("loss", "gradient")
         }
+        self._start: dict[str, float] = dict(state.get("start", {}))
         self.row = [Skip.of(each) for each in state.get("row", ())]
         self.around = tuple(range(*each) for each in state.get("around", ()))
         """Steps to go around, a range a rollback."""
@@ -134,6 +137,7 @@ class Guard:
         """JSON-able, and bounded by the configuration."""
         return {
             **{name: list(values) for name, values in self._accepted.items()},
+            "start": self._start,
             "row": [asdict(each) for each in self.row],
             "around": [[each.start, each.stop] for each in self.around],
         }
@@ -156,7 +160,10 @@ class Guard:
         if self.reason:
             return self.reason
         for name, value in values.items():
-            self._accepted[name].append(value)
+            accepted = self._accepted[name]
+            accepted.append(value)
+            if len(accepted) == self.config.least_steps and name not in self._start:
+                self._start[name] = float(np.median(accepted))
         self.row = []
         return ""
 
@@ -166,7 +173,8 @@ class Guard:
         window, deviations = self._accepted[name], self.config.spike_deviations
         if deviations is None or len(window) < self.config.least_steps:
             return ""
-        bound = spike_bound(window, deviations=deviations)
+        start = self._start.get(name, 0.0)
+        bound = max(spike_bound(window, deviations=deviations), START_SHARE * start)
         if value <= bound:
             return ""
         return (

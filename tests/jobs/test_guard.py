@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fit_model.lamb import alone
-from jobs.guard import LEAST_SHARE, Diverged, Guard, GuardConfig, RollBack, Skip, spike_bound
+from jobs.guard import (
+    LEAST_SHARE,
+    START_SHARE,
+    Diverged,
+    Guard,
+    GuardConfig,
+    RollBack,
+    Skip,
+    spike_bound,
+)
 
 SMALL = GuardConfig(window_steps=5, least_steps=3, max_skips_in_a_row=2, margin_steps=3)
 FINITE = st.floats(-1e6, 1e6)
@@ -42,7 +51,8 @@ def test_the_guard_decides_as_a_plain_loop_does(values):
             median = np.median(recent, axis=0)
             spread = 1.4826 * np.median(np.abs(recent - median), axis=0)
             bound = median + 4.0 * np.maximum(spread, LEAST_SHARE * np.abs(median))
-            refused = bool((np.array(pair) > bound).any())
+            start = np.median(np.array(accepted[:3]), axis=0)
+            refused = bool((np.array(pair) > np.maximum(bound, START_SHARE * start)).any())
         assert bool(guard.judge(loss=pair[0], norm=pair[1])) == refused
         if not refused:
             accepted.append(pair)
@@ -75,6 +85,14 @@ def test_a_flat_loss_does_not_trip_and_a_multiple_of_it_does():
     assert not guard.judge(loss=2.0 * (1 + 20 * LEAST_SHARE), norm=1.0)
     assert "loss is 13" in guard.judge(loss=13.0, norm=1.0)
     assert "gradient is 7" in guard.judge(loss=2.0, norm=7.0)
+
+
+def test_a_loss_that_has_come_to_0_may_move_below_a_tenth_of_where_it_began():
+    guard = guard_of(GuardConfig())
+    for loss in [2.0] * 40 + [0.0] * 200:
+        assert not guard.judge(loss=loss, norm=1.0)
+    assert not guard.judge(loss=0.19, norm=1.0)
+    assert "loss is 0.21" in guard.judge(loss=0.21, norm=1.0)
 
 
 def test_nothing_is_a_spike_before_there_are_enough_steps_and_nan_always_is_refused():
