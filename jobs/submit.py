@@ -26,7 +26,7 @@ from jobs.errors import MachineFault, UserError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-JOBS = ("preprocess", "inspect", "verify", "train", "evaluate", "generate", "doctor")
+JOBS = ("preprocess", "inspect", "verify", "train", "tune", "evaluate", "generate", "doctor")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 UPLOADED = "config.yaml"
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}

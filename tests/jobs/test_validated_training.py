@@ -11,6 +11,7 @@ from fit_model import weights
 from jobs import registry
 from jobs.evaluate import EvaluateConfig
 from jobs.evaluate import main as evaluate
+from jobs.profiling import ProfileConfig
 from jobs.standing import ValidationConfig
 from jobs.train import main
 from jobs.train_config import TrainConfig
@@ -26,7 +27,7 @@ STEPS, STOPPED, BEST = 9, 6, 2
 
 @dataclass(frozen=True)
 class Runs:
-    """The same training without and with validation."""
+    """The same training without and with validation and a profile."""
 
     config: TrainConfig
     plain: TrainResult
@@ -48,7 +49,13 @@ def once(ray_local, tiny_dataset, empty_store, tmp_path_factory) -> tuple[Runs, 
         model=replace(config.model, trunk=trunk),
         optimizer=replace(config.optimizer, ema_decay=0.5),
     )
-    impatient = replace(config, name="validated", validation=IMPATIENT, register_as="validated")
+    impatient = replace(
+        config,
+        name="validated",
+        validation=IMPATIENT,
+        profile=ProfileConfig(first_step=2, last_step=3),
+        register_as="validated",
+    )
     uri = f"sqlite:///{folder}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -67,6 +74,15 @@ def test_training_is_bit_by_bit_the_one_that_nobody_looks_at(runs):
     plain, looked_at = runs.losses(runs.plain), runs.losses(runs.validated)
     assert sorted(plain) == list(range(1, STEPS + 1))
     assert looked_at == {step: plain[step] for step in range(1, STOPPED + 1)}
+
+
+def test_the_profile_of_its_steps_is_in_its_folder_and_its_record(runs):
+    folder = "profile/steps-0000002-0000003"
+    found = mlflow.artifacts.list_artifacts(run_id=runs.validated.run_id, artifact_path=folder)
+    names = [f"{folder}/rank-0.operations.txt", f"{folder}/rank-0.trace.json.gz"]
+    assert sorted(each.path for each in found) == names
+    table = Path(runs.config.storage_path) / runs.config.name / names[0]
+    assert "aten::linear" in table.read_text() or "aten::addmm" in table.read_text()
 
 
 def test_a_training_without_improvement_ends_early_and_has_finished(runs):
