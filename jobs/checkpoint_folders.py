@@ -77,14 +77,17 @@ def best(checkpoints: Location, steps: Iterable[int]) -> list[int]:
     scores: dict[int, float] = {}
     for step in steps:
         with contextlib.suppress(ValueError, OSError):
-            score = score_of(read_manifest(folder_of(checkpoints, step)).progress.validation)
+            progress = read_manifest(folder_of(checkpoints, step)).progress
+            score = score_of(progress.validation, step=step)
             scores |= {} if score is None else {step: score}
     return sorted(scores, key=lambda step: (-scores[step], step))
 
 
-def score_of(validation: Mapping[str, Any]) -> float | None:
-    """How good a model was when it was saved, more is better; None where nobody looked."""
-    figure = validation.get("figure")
-    if not isinstance(figure, int | float) or figure != figure:
+def score_of(validation: Mapping[str, Any], *, step: int) -> float | None:
+    """How good the model of this step is by what jobs.standing told, more is better; None where
+    nobody looked just then.
+    """
+    figure = validation.get("newest")
+    if not isinstance(figure, int | float) or validation.get("newest_step") != step:
         return None
-    return float(figure) if validation.get("goal") == "max" else -float(figure)
+    return float(figure) if validation.get("goal") == "higher" else -float(figure)

@@ -3,9 +3,9 @@
     bound = max(median + spike_deviations max(1.4826 MAD, LEAST_SHARE |median|), START_SHARE start)
 
 over the newest accepted steps, for the loss and for the norm of the whole gradient before it is
-clipped; start is the median of the first accepted ones, MAD is the median distance from the median, and 1.4826 MAD the standard deviation where
-values are normal. What follows a step is a pure function of what all workers agree on, so all of
-them decide alike.
+clipped. start is the median of the first accepted ones, MAD is the median distance from the median,
+and 1.4826 MAD the standard deviation where values are normal. What follows a step is a pure
+function of what all workers agree on, so all of them decide alike.
 """
 
 import math

@@ -71,6 +71,9 @@ class Standing:
     """Validations after the best one."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """All figures of the best one."""
+    newest: float | None = None
+    """The figure of the newest validation, after `newest_step` steps; None for no number."""
+    newest_step: int = 0
     kept: tuple[int, ...] = ()
     """Best steps of the newest checkpoints, whose models a restart may still ask for."""
 
@@ -98,9 +101,11 @@ class Standing:
         self, value: float, *, step: int, figures: Mapping[str, float], min_improvement: float
     ) -> "Standing":
         """The standing after one more validation."""
+        newest = value if math.isfinite(value) else None
+        after = replace(self, newest=newest, newest_step=step)
         if not self.improves(value, min_improvement=min_improvement):
-            return replace(self, since=self.since + 1)
-        return replace(self, best=value, best_step=step, since=0, figures=dict(figures))
+            return replace(after, since=self.since + 1)
+        return replace(after, best=value, best_step=step, since=0, figures=dict(figures))
 
     def saved(self, *, keep: int) -> "Standing":
         """The standing as a checkpoint takes it, one of the `keep` newest."""

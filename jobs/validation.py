@@ -97,7 +97,8 @@ class Validator:
 
     def saved(self) -> dict[str, Any]:
         """The standing for a checkpoint that is now written."""
-        self.standing = self.standing.saved(keep=self.task.record.keep_last + 1)
+        record = self.task.record
+        self.standing = self.standing.saved(keep=record.keep_last + record.keep_best + 1)
         return self.standing.as_json()
 
     def __call__(self, engine: Any, *, step: int) -> Validated:

@@ -23,6 +23,7 @@ from jobs.manifests import Progress
 from jobs.monitor import StepRecord
 from jobs.parts import Key, checksum, write_part
 from jobs.small_world import in_small_world
+from jobs.standing import Standing
 from pipeline.storage import Location
 from tests.jobs.small_engines import (
     ADAMW,
@@ -281,7 +282,7 @@ def test_figures_of_steps_and_what_others_remember_come_back(tmp_path):
         step=3,
         records=(StepRecord(step=3, metrics={"loss": 0.1 + 0.2}, damaged=["a"]),),
         guard={"norms": [1.0, 2.5]},
-        validation={"figure": 0.5, "goal": "max"},
+        validation={"newest": 0.5, "newest_step": 7, "goal": "higher"},
         damaged=(4, 7),
     )
     found = in_small_world(there_and_back, (str(tmp_path), progress), num_workers=1, threads=1)
@@ -298,7 +299,10 @@ def there_and_back(task: tuple[str, Progress], rank: int) -> Progress:
 
 @pytest.fixture
 def ten(good, tmp_path) -> Location:
-    """Checkpoints after steps 1 to 10, as far as their folders tell; those of 3 and 8 are best."""
+    """Checkpoints after steps 1 to 10, as far as their folders tell; those of 3 and 8 are best.
+
+    That of 6 only knows of a validation before it.
+    """
     for step in range(1, 11):
         folder = tmp_path / f"step-{step:07d}"
         shutil.copytree(good / "step-0000003", folder)
@@ -306,7 +310,12 @@ def ten(good, tmp_path) -> Location:
         told |= {"step": step}
         told["progress"] |= {
             "step": step,
-            "validation": {"figure": float(step in (3, 8)), "goal": "max"},
+            "validation": Standing(
+                figure="accuracy",
+                goal="higher",
+                newest=2.0 if step == 6 else float(step in (3, 8)),
+                newest_step=step - (step == 6),
+            ).as_json(),
         }
         del told["blake3"]
         signed = blake3(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -319,7 +328,7 @@ def steps_in(folder: Location) -> list[int]:
 
 
 def test_the_newest_and_the_best_are_kept(ten):
-    assert best(ten, range(1, 11))[:2] == [3, 8]
+    assert best(ten, range(1, 11)) == [3, 8, 1, 2, 4, 5, 7, 9, 10]
     prune(ten, keep_last=2, keep_best=2)
     assert steps_in(ten) == [3, 8, 9, 10]
 
