@@ -10,7 +10,10 @@ from fit_model.model import ModelConfig
 from fit_model.parallel.config import ParallelConfig
 from jobs.batches import BatchConfig
 from jobs.engine import EngineConfig, OptimizerConfig
+from jobs.guard import GuardConfig
+from jobs.profiling import ProfileConfig
 from jobs.run_record import RunRecord
+from jobs.standing import ValidationConfig
 from pipeline.ranges import ReadingConfig
 
 WRITING = ("background", "foreground")
@@ -32,6 +35,9 @@ class RecordConfig:
     log_every_steps: int = 10
     peak_tflops: float | None = None
     """Of one device at this precision; with it the share that is used (MFU) is reported."""
+    trace: Literal["none", "images"] = "none"
+    """images keeps the ids of the images that every step read, and its exact loss, in trace.jsonl:
+    for comparing trainings, as verify-resume does."""
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_steps", "keep_last", "log_every_steps"):
@@ -58,10 +64,13 @@ class Assignment:
     bounded: BoundedConfig | None
     parallel: ParallelConfig
     total_steps: int
+    guard: GuardConfig
     record: RecordConfig
-    folder: str
-    """Of the run."""
+    validation: ValidationConfig | None
     origin: RunRecord
+    profile: ProfileConfig | None
     reading: ReadingConfig
     threads: int
+    folder: str
+    """Of the run: storage_path/NAME."""
     inbox: Any

@@ -1,7 +1,7 @@
 """Stored images as batches of patch groups: the order is arithmetic, reading runs ahead."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
@@ -51,6 +51,8 @@ class Batch:
     """Share of the global batch's mean that each image carries, [b]; 0 marks padding."""
     groups_per_image: list[int]
     """Of whole images, whoever holds their groups; padding images are not counted."""
+    images: tuple[int, ...] = ()
+    """Numbers of these images."""
     turns: tuple[int, ...] = ()
     """As in Share, of the images that are here."""
     damaged: tuple[int, ...] = ()
@@ -78,8 +80,7 @@ class BatchConfig:
     """Steps within which images of like numbers of groups meet in a batch, so that workers are
     equally busy; 1 lets chance alone decide."""
     max_damaged_share: float = 0.05
-    """Of all images; when more of them cannot be read, training ends. Until then others stand in
-    for them."""
+    """Of all images; others stand in for those that cannot be read. With more, training ends."""
 
     def __post_init__(self) -> None:
         for name in ("images_per_step", "accumulation", "balance_steps"):
@@ -144,12 +145,14 @@ class Feed:
             self.order, records=labelled.records, max_share=config.max_damaged_share
         )
 
-    def stream(self, first_step: int, last_step: int, *, ahead: int = 3) -> Iterator[Batch]:
-        """Micro-batches of steps first_step to last_step - 1.
+    def stream(
+        self, first_step: int, last_step: int, *, around: Container[int] = (), ahead: int = 3
+    ) -> Iterator[Batch]:
+        """Micro-batches of steps first_step to last_step - 1, but for those gone around.
 
         Up to `ahead` of them are being read meanwhile, as long as these hold AHEAD_BYTES at most.
         """
-        steps = range(first_step, last_step)
+        steps = [step for step in range(first_step, last_step) if step not in around]
         places = deque(product(steps, range(self.config.accumulation)))
         # from afar an answer takes long to begin, so all of them are asked for at once
         readers = 1 if self.dataset.place.is_local else ahead + 1
@@ -158,8 +161,7 @@ class Feed:
         try:
             while places or waiting:
                 while places and len(waiting) <= ahead:
-                    share = self.share(*places[0])
-                    size = self.num_bytes(share)
+                    size = self.num_bytes(share := self.share(*places[0]))
                     if waiting and size + sum(each for *_, each in waiting) > AHEAD_BYTES:
                         break
                     waiting.append((share, reader.submit(self.read, share), size))
@@ -229,6 +231,7 @@ class Feed:
             seeds=torch.tensor(seeds),
             weights=torch.full((len(records),), share.weight),
             groups_per_image=counts if share.weight else [],
+            images=tuple(share.images) if share.weight else (),
         )
 
     def agreed(self, share: Share, batch: Batch) -> Batch:

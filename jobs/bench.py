@@ -7,6 +7,7 @@ Example  farreach bench decoding width=128
          farreach bench scaling workers='[1, 2]'
          farreach bench preprocess output=preprocess
          farreach bench ingest output=ingest
+         farreach bench train output=train
 """
 
 from importlib import import_module
@@ -33,6 +34,7 @@ CONFIG_CLASSES = {
     "scaling": "ScalingBench",
     "preprocess": "PreprocessBench",
     "ingest": "IngestBench",
+    "train": "TrainBench",
 }
 
 
@@ -115,6 +117,16 @@ def ingest(settings: Settings = None, debug: Debug = False) -> None:
     `farreach settings bench ingest` lists its settings.
     """
     run("ingest", settings, debug=debug)
+
+
+@app.command()
+def train(settings: Settings = None, debug: Debug = False) -> None:
+    """What checkpoints and the guard cost a training.
+
+    Writes a table, a picture and JSON into a folder.
+    `farreach settings bench train` lists its settings.
+    """
+    run("train", settings, debug=debug)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def model_card(
     run_id: str,
     total_steps: int,
     metrics: Mapping[str, float],
+    measured: str,
 ) -> str:
     """Markdown for the registry's page and for the folder that `models pull` gives."""
     pixels = model.input
@@ -98,7 +99,7 @@ def model_card(
   `{dataset.info.digest}`
 - **Run** `{run_id}`, {total_steps} steps
 
-| last step of training | |
+| {measured} | |
 |---|---|
 {figures}
 

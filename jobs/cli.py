@@ -14,7 +14,7 @@ import typer
 
 from jobs import bench, models
 from jobs.errors import UserError
-from jobs.runner import exit_codes, run_config, run_entry, split_arguments
+from jobs.runner import exit_codes, module_name, run_config, run_entry, split_arguments
 
 __all__ = ["app", "main", "run_entry"]
 
@@ -23,6 +23,7 @@ CONFIG_CLASSES = {
     "inspect": "InspectConfig",
     "verify": "VerifyConfig",
     "train": "TrainConfig",
+    "verify-resume": "VerifyResumeConfig",
     "evaluate": "EvaluateConfig",
     "generate": "GenerateConfig",
     "demo": "DemoConfig",
@@ -30,7 +31,7 @@ CONFIG_CLASSES = {
 }
 
 DESCRIBED = {
-    **{name: (f"jobs.{name}", kind) for name, kind in CONFIG_CLASSES.items()},
+    **{name: (module_name(name), kind) for name, kind in CONFIG_CLASSES.items()},
     **{
         f"bench {name}": (f"jobs.{name}_bench", kind) for name, kind in bench.CONFIG_CLASSES.items()
     },
@@ -75,7 +76,7 @@ def run_job(name: str, settings: list[str] | None, *, debug: bool) -> None:
     """Import a job, read its settings and run it."""
     with exit_codes(name, debug=debug):
         path, overrides = split_arguments(name, settings or [])
-        module = import_module(f"jobs.{name}")
+        module = import_module(module_name(name))
         config_class = getattr(module, CONFIG_CLASSES[name])
         run_config(name, config_class, module.main, path=path, overrides=overrides)
 
@@ -109,6 +110,12 @@ def verify(
 def train(settings: Settings = None, debug: Debug = False) -> None:
     """Train a model."""
     run_job("train", settings, debug=debug)
+
+
+@app.command(name="verify-resume", help=module_help("verify_resume"))
+def verify_resume(settings: Settings = None, debug: Debug = False) -> None:
+    """Kill a training and compare."""
+    run_job("verify-resume", settings, debug=debug)
 
 
 @app.command(help=module_help("evaluate"))

@@ -13,7 +13,9 @@ from fit_model import checks
 from fit_model.averaging import averaged_weights, keep_average
 from fit_model.bounded.config import BoundedConfig, require_chunks
 from fit_model.lamb import Lamb, Total, alone
-from fit_model.optimize import layer_groups, parameter_groups
+from fit_model.objective import Objective
+from fit_model.optimize import ParameterGroup, layer_groups, parameter_groups
+from jobs.determinism import ALGORITHMS, Algorithms
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -28,6 +30,8 @@ class OptimizerConfig:
     lr: float = 1e-3
     weight_decay: float = 0.05
     """Of all weights and tables; biases, scales and shifts do not decay."""
+    groups: tuple[ParameterGroup, ...] = ()
+    """Parameters with a learning rate or a weight decay of their own."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     warmup_steps: int = 50
@@ -71,6 +75,12 @@ class EngineConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes in bfloat16 and keeps master weights and optimizer state in fp32; gradients of
     micro-steps are summed in fp32 from stage 2 on."""
+    algorithms: Algorithms = "any"
+    """deterministic: the same bits every time on a GPU, too, at the cost of speed, and a model that
+    needs an operation without such a version is refused. On the CPU they are the same anyway."""
+
+    def __post_init__(self) -> None:
+        checks.one_of(ALGORITHMS, **{"engine.algorithms": self.algorithms})
 
 
 def deepspeed_settings(
@@ -151,13 +161,22 @@ def build_optimizer(
 
 
 def _adamw(model: nn.Module, config: OptimizerConfig, total: Total) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, weight_decay=config.weight_decay)
+    groups = parameter_groups(
+        without_prefix(model), weight_decay=config.weight_decay, groups=config.groups
+    )
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
 
 
 def _lamb(model: nn.Module, config: OptimizerConfig, total: Total) -> torch.optim.Optimizer:
-    groups = layer_groups(model, weight_decay=config.weight_decay)
+    groups = layer_groups(
+        without_prefix(model), weight_decay=config.weight_decay, groups=config.groups
+    )
     return Lamb(groups, lr=0.0, betas=config.betas, eps=config.eps, total=total)
+
+
+def without_prefix(model: nn.Module) -> nn.Module:
+    """The model itself, whose parameters have the names that users know."""
+    return model.model if isinstance(model, Objective) else model
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Total], torch.optim.Optimizer]] = {
@@ -185,9 +204,9 @@ def _clear_padding(zero: Any) -> None:
 
 
 def set_learning_rate(engine: Any, lr: float) -> None:
-    """Every parameter group of the engine's optimizer at this rate."""
+    """Every parameter group of the engine's optimizer at its multiple of this rate."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
 
 
 Which = Literal["averaged", "latest"]

@@ -3,7 +3,7 @@
 Run      farreach evaluate CONFIG.yaml [key=value ...]
 Submit   farreach submit evaluate CONFIG.yaml [key=value ...] --address http://HEAD:8265
 Reads    `model`: NAME@alias or NAME/version of the registry, or a folder; `dataset`
-Writes   to the MLflow run that trained the model (a new run for a folder): accuracy, balanced
+Writes   to the MLflow run that trained the model (a new run for a folder): loss, accuracy, balanced
          accuracy, AUROC and a picture of the confusion matrix; errors and R^2 for numbers; of a
          diffusion model its loss at ten noise levels; of an autoregressive one bits a sub-pixel
 Needs    a CPU core (or a GPU) a worker
@@ -77,8 +77,8 @@ def main(config: EvaluateConfig) -> dict[str, float]:
         scores = score(model, measured, labelled)
         named = {f"{config.split}/{name}": value for name, value in scores.values.items()}
         with run_of(found, config) as run:
-            for name, picture in scores.pictures.items():
-                run.log_figure(picture, f"{config.split}/{name}.png")
+            for name, draw in scores.pictures.items():
+                run.log_figure(draw(), f"{config.split}/{name}.png")
             if found.registered is None:
                 run.log_metrics(named, step=0)
             else:

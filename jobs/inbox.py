@@ -19,6 +19,8 @@ class StepRecord:
     metrics: Mapping[str, float]
     damaged: Sequence[str] = ()
     """Ids of images that cannot be read; others stood in for them."""
+    images: Sequence[str] = ()
+    """Ids of the images that all workers read, where they are traced."""
     events: Sequence[Event] = ()
     """What happened in this step."""
     time_ms: int = 0

@@ -21,8 +21,14 @@ def bounded_of(
     """Of a TrainConfig: as configured, or as its memory limit wants it."""
     if config.memory_limit_gb is None:
         return config.bounded
+    demand = demand_of(config, model, records)
+    return bounded_within(demand, plan_of(config), limit_gb=config.memory_limit_gb)
+
+
+def plan_of(config: Any) -> Plan:
+    """How a TrainConfig wants its workers to train."""
     trunk = getattr(config.model, "trunk", None)
-    plan = Plan(
+    return Plan(
         # with the fewest, each holds the most
         num_workers=config.workers.min_workers,
         zero_stage=config.engine.zero_stage,
@@ -30,8 +36,30 @@ def bounded_of(
         checkpointing="none" if trunk is None else trunk.checkpointing,
         bounded=config.bounded,
     )
-    demand = demand_of(config, model, records)
-    return bounded_within(demand, plan, limit_gb=config.memory_limit_gb)
+
+
+def first_chunks(
+    config: Any, model: ModelConfig, records: Sequence[ImageRecord]
+) -> BoundedConfig | None:
+    """Of a TrainConfig whose steps do not fit: chunks that are expected to take half as much.
+
+    Where none are expected to, one group at once; None for a model that cannot go in chunks.
+    """
+    plan, demand = plan_of(config), demand_of(config, model, records)
+    if not is_boundable(plan, demand):
+        return None
+    limits = Limits(device_bytes=expected(demand, plan).total("device") / 2)
+
+    def fits(plan: Plan) -> bool:
+        return limits.exceeded(expected(demand, plan)) is None
+
+    found = in_chunks("none")(plan, demand, fits) or bounded(plan, 1, "none")
+    return found.bounded
+
+
+def is_boundable(plan: Plan, demand: Demand) -> bool:
+    """Whether groups can go through the model a chunk at a time."""
+    return plan.zero_stage < 3 and not isinstance(demand.model.face, VixConfig)
 
 
 def demand_of(config: Any, model: ModelConfig, records: Sequence[ImageRecord]) -> Demand:
@@ -61,8 +89,7 @@ def bounded_within(demand: Demand, plan: Plan, *, limit_gb: float) -> BoundedCon
     def fits(plan: Plan) -> bool:
         return limits.exceeded(expected(demand, plan)) is None
 
-    boundable = plan.zero_stage < 3 and not isinstance(demand.model.face, VixConfig)
-    decided = plan.bounded is not None or not boundable
+    decided = plan.bounded is not None or not is_boundable(plan, demand)
     for way in (whole,) if decided else WAYS:
         found = way(plan, demand, fits)
         if found is not None:

@@ -33,6 +33,7 @@ class Meter:
         self.loss = 0.0
         self.megapixels = 0.0
         self.groups_per_image: list[int] = []
+        self.images: list[int] = []
         self.damaged: list[int] = []
 
     @contextmanager
@@ -47,6 +48,7 @@ class Meter:
         self.loss += loss
         self.megapixels += batch.megapixels
         self.groups_per_image += batch.groups_per_image
+        self.images += batch.images
         self.damaged += batch.damaged
 
     def metrics(self, engine: Any, *, lr: float, peak_tflops: float | None) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from jobs.events import Event, Journal, num_restarts
 from jobs.hangs import HangWatch, kill_worker
 from jobs.inbox import Delivery, Pulse, StepRecord, open_inbox
+from jobs.log_line import Pace, figures_of
 
 
 class Record(Protocol):
@@ -52,6 +53,8 @@ class Monitor:
         journal: Journal,
         console: Console,
         hang_timeout_s: float,
+        trace: Callable[[Sequence[StepRecord]], None] | None = None,
+        notice: Callable[[Event], None] | None = None,
     ) -> None:
         self.inbox: Any = None
         self.last: StepRecord | None = None
@@ -65,8 +68,10 @@ class Monitor:
             tell=self.tell,
             kill=kill_worker,
         )
+        self._notice = notice
         self._waiting: deque[StepRecord] = deque()
         self._logged_steps = logged_steps
+        self._trace = trace
         self._damaged: set[str] = set()
         self._draining = threading.Lock()
         self._telling = threading.Lock()
@@ -81,6 +86,7 @@ class Monitor:
             console=console,
         )
         self._bar = self._progress.add_task("train", total=total_steps, figures="")
+        self._pace = Pace(total_steps=total_steps)
         self._shown_step = 0
         self._told_s = 0.0
         self._heard_s = float("-inf")
@@ -145,6 +151,8 @@ class Monitor:
             events = self.journal.events
             self.record.log_json([vars(each) for each in events], "events.json")
             self.record.set_tags({"restarts": num_restarts(events)})
+        if self._notice is not None:
+            self._notice(event)
 
     def _run(self) -> None:
         failing = False
@@ -179,9 +187,13 @@ class Monitor:
         self._heard_s = max(self._heard_s, time.monotonic() - min(alive, default=float("inf")))
         for event in delivery.events:
             self.tell(event)
+        if self._trace is not None:
+            self._trace(self._waiting)
         while self._waiting:
-            self._log(self._waiting[0])
-            self.last = self._waiting.popleft()
+            self._log(record := self._waiting[0])
+            # a step that was gone around has no figures
+            self.last = record if "loss" in record.metrics else self.last
+            self._waiting.popleft()
         if self.last is not None and self.last.step != self._shown_step:
             self._show(self.last)
 
@@ -232,15 +244,11 @@ class Monitor:
         return new
 
     def _show(self, record: StepRecord) -> None:
-        figures = (
-            f"loss {record.metrics['loss']:.4f}  "
-            f"{record.metrics['speed/megapixels_per_s']:.2f} MP/s  "
-            f"{record.metrics['speed/tokens_per_s']:,.0f} tokens/s  "
-            f"{record.metrics['memory/peak_gb']:.2f} GB"
-        )
+        figures = figures_of(record.metrics)
+        left = self._pace.left(record.step, now_s=time.monotonic())
         self._progress.update(self._bar, completed=record.step, figures=figures)
         self._shown_step = record.step
         # without a terminal there is no bar to look at; a line now and then says as much
         if not self._progress.console.is_terminal and time.monotonic() - self._told_s > TELL_S:
             self._told_s = time.monotonic()
-            self._progress.console.print(f"step {record.step}  {figures}")
+            self._progress.console.print(f"step {record.step}  {figures}  {left}".rstrip())

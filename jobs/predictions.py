@@ -13,14 +13,11 @@ from rich.console import Console
 from fit_model.bounded.config import BoundedConfig
 from fit_model.bounded.engine import runner_of
 from fit_model.model import Model
-from jobs.batches import image_seed, read_images
 from jobs.image_tasks import over_images
+from jobs.measuring import measures_of
 from jobs.targets import Labelled
 from jobs.workers import WorkersConfig
 from pipeline.dataset import open_dataset
-
-SEED = 0
-"""The same of every evaluation, so that two models are measured with the same noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,31 +42,17 @@ class Measurer:
 
     def __init__(self, held: Measuring) -> None:
         torch.set_num_threads(held.threads)
-        self.device = "cuda" if held.device == "gpu" else "cpu"
-        self.model = held.model.to(self.device).eval()
+        self.model = held.model.to("cuda" if held.device == "gpu" else "cpu").eval()
         self.dataset = open_dataset(held.dataset)
         self.labelled = held.labelled
-        self.bounded, self.runner = held.bounded, runner_of(held.bounded)
+        self.runner = runner_of(held.bounded)
 
     def __call__(self, numbers: Sequence[int]) -> pa.Array:
-        """The model's measures of these images, a list of numbers each.
-
-        Fails on a group whose checksum is wrong and on pixels that the model must not be shown,
-        naming the image.
-        """
-        records, values = self.labelled.records, self.labelled.values
-        chosen = [records[number] for number in numbers]
-        groups = read_images(self.dataset, chosen, head=self.model.config.head)
-        seeds = [image_seed(SEED, step=0, image=number) for number in numbers]
-        with torch.inference_mode():
-            measured = self.model.measures(
-                # what is bounded moves a chunk at a time
-                groups if self.bounded else groups.to(self.device),
-                None if values is None else values[list(numbers)],
-                seeds=torch.tensor(seeds),
-                runner=self.runner,
-            )
-        return pa.array(measured.double().cpu().tolist(), pa.list_(pa.float64()))
+        """The model's measures of these images, a list of numbers each."""
+        found = measures_of(
+            self.model, numbers, dataset=self.dataset, labelled=self.labelled, runner=self.runner
+        )
+        return pa.array(found.tolist(), pa.list_(pa.float64()))
 
 
 def measure(

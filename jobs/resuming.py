@@ -12,7 +12,7 @@ from pipeline.storage import Location
 MAY_DIFFER = (
     "workers", "parallel", "engine.zero_stage", "bounded", "batch.accumulation",
     "model.trunk.checkpointing", "memory_limit_gb", "record", "resume", "reading", "register_as",
-    "alias", "dataset", "storage_path", "batch.max_damaged_share",
+    "alias", "dataset", "storage_path", "batch.max_damaged_share", "validation", "profile",
 )  # fmt: skip
 """Settings that change nothing about what is learned; the dataset is compared by its digest."""
 DATASET = "dataset"

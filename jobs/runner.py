@@ -100,6 +100,11 @@ def _distance(error: BaseException) -> int:
     return 3 if isinstance(error, ConnectionError) else 2
 
 
+def module_name(command: str) -> str:
+    """Where a command's job stands: that of verify-resume is jobs.verify_resume."""
+    return f"jobs.{command.replace('-', '_')}"
+
+
 def run_config(
     name: str,
     config_class: Any,
@@ -113,7 +118,7 @@ def run_config(
 
     if config_class.__module__ == "__main__":
         # Ray pickles what __main__ defines by value; a worker's copy would be another class.
-        module = import_module(f"jobs.{name}")
+        module = import_module(module_name(name))
         config_class, main = getattr(module, config_class.__name__), module.main
     main(load(config_class, path, overrides))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +26,9 @@ class Scores:
     """What an evaluation found, by name."""
 
     values: dict[str, float]
-    pictures: dict[str, Figure]
+    """Every kind of model has a "loss", the mean over images."""
+    pictures: dict[str, Callable[[], Figure]]
+    """Drawn when called."""
 
 
 def score(model: Model, measured: Measures, labelled: Labelled) -> Scores:
@@ -37,26 +40,35 @@ def score(model: Model, measured: Measures, labelled: Labelled) -> Scores:
 
 def _classes(model: Any, logits: Measures, labelled: Labelled) -> Scores:
     found = class_scores(logits, _truth(labelled))
-    picture = confusion_picture(found.confusion, model.config.head.classes)
-    return Scores(values=found.as_metrics(), pictures={"confusion": picture})
+    picture = partial(confusion_picture, found.confusion, model.config.head.classes)
+    values = {"loss": _loss(model, logits, labelled)} | found.as_metrics()
+    return Scores(values=values, pictures={"confusion": picture})
 
 
 def _numbers(model: Any, outputs: Measures, labelled: Labelled) -> Scores:
     truth, names = _truth(labelled), model.config.head.targets
     predicted = model.head.predictions(torch.from_numpy(outputs)).numpy()
-    pictures = {
-        name: prediction_picture(truth[:, column], predicted[:, column], name)
+    pictures: dict[str, Callable[[], Figure]] = {
+        name: partial(prediction_picture, truth[:, column], predicted[:, column], name)
         for column, name in enumerate(names)
     }
-    return Scores(values=number_scores(predicted, truth, names), pictures=pictures)
+    values = {"loss": _loss(model, outputs, labelled)} | number_scores(predicted, truth, names)
+    return Scores(values=values, pictures=pictures)
+
+
+def _loss(model: Any, outputs: Measures, labelled: Labelled) -> float:
+    """What training lowers, of the mean image."""
+    return float(model.head.loss(torch.from_numpy(outputs), labelled.values))
 
 
 def _denoising(model: Any, losses: Measures, labelled: Labelled) -> Scores:
     """The loss of the mean image, over all noise levels and at each."""
-    values = {"denoising_loss": float(losses.mean())}
+    mean = float(losses.mean())
+    values = {"loss": mean, "denoising_loss": mean}
     for time, column in zip(MEASURED_TIMES, losses.T, strict=True):
         values[f"denoising_loss/t{time:.2f}"] = float(column.mean())
-    return Scores(values=values, pictures={"denoising_loss": noise_picture(losses, MEASURED_TIMES)})
+    picture = partial(noise_picture, losses, MEASURED_TIMES)
+    return Scores(values=values, pictures={"denoising_loss": picture})
 
 
 def _bits(model: Any, bits: Measures, labelled: Labelled) -> Scores:
@@ -64,8 +76,8 @@ def _bits(model: Any, bits: Measures, labelled: Labelled) -> Scores:
     sizes = [len(record.groups) for record in labelled.records]
     mean = float(np.average(bits[:, 0], weights=sizes))
     return Scores(
-        values={"bits_per_subpixel": mean},
-        pictures={"bits_per_subpixel": bits_picture(bits[:, 0], mean)},
+        values={"loss": float(bits.mean()), "bits_per_subpixel": mean},
+        pictures={"bits_per_subpixel": partial(bits_picture, bits[:, 0], mean)},
     )
 
 

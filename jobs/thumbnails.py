@@ -1,11 +1,12 @@
 """Images of a dataset made small, with their groups: what is stored, left out, and damaged."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from pipeline.dataset import Dataset
@@ -105,8 +106,18 @@ def _stretched(pixels: NDArray, kept: PixelFormat) -> NDArray[np.float64]:
     return np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255)
 
 
-def sheet_of(dataset: Dataset, records: list[ImageRecord], *, most: int, side_px: int) -> Figure:
-    """At most `most` of the images, from the first to the last, each with its grid of groups."""
+def sheet_of(
+    dataset: Dataset,
+    records: list[ImageRecord],
+    *,
+    most: int,
+    side_px: int,
+    outlined: Mapping[str, Sequence[int]] | None = None,
+) -> Figure:
+    """At most `most` of the images, from the first to the last, each with its grid of groups.
+
+    Some groups of some images, by their ids, are outlined in red.
+    """
     count = min(most, len(records))
     chosen = [
         records[place] for place in np.linspace(0, len(records) - 1, count).round().astype(int)
@@ -131,7 +142,16 @@ def sheet_of(dataset: Dataset, records: list[ImageRecord], *, most: int, side_px
             bad_groups=bad.get(record.image_id, []),
         )
         _draw(axes, picture, record, grid=grid, step=small.step)
+        _outline(axes, (outlined or {}).get(record.image_id, ()), grid=grid)
     return figure
+
+
+def _outline(axes: Any, groups: Sequence[int], *, grid: Grid) -> None:
+    for window in map(grid.window, groups):
+        corner = (window.left_px, window.top_px)
+        axes.add_patch(
+            Rectangle(corner, window.width_px, window.height_px, fill=False, color="red", lw=1.5)
+        )
 
 
 def _draw(

@@ -1,6 +1,8 @@
 """One logical training = one MLflow run, also after restarts; only the calling process logs."""
 
+import base64
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -112,11 +114,21 @@ class Run:
 
         mlflow.MlflowClient().log_text(self.run_id, json.dumps(value, indent=2) + "\n", file)
 
-    def log_file(self, path: Path) -> None:
-        """A file as an artifact of its name."""
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """A file as an artifact of its name, in a folder of artifacts if one is named."""
         import mlflow
 
-        mlflow.MlflowClient().log_artifact(self.run_id, str(path))
+        mlflow.MlflowClient().log_artifact(self.run_id, str(path), folder)
+
+    def log_base64(self, content: str, file: str) -> None:
+        """Bytes, written as JSON can hold them, as an artifact."""
+        import mlflow
+
+        folder, _, name = file.rpartition("/")
+        with tempfile.TemporaryDirectory(prefix="farreach-") as here:
+            path = Path(here) / name
+            path.write_bytes(base64.b64decode(content))
+            mlflow.MlflowClient().log_artifact(self.run_id, str(path), folder or None)
 
     def log_figure(self, figure: "Figure", file: str) -> None:
         """A matplotlib figure as a picture."""

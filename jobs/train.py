@@ -12,52 +12,48 @@ Again    a run that was killed continues from its last checkpoint, in the same M
 Example  farreach train train.yaml dataset=scenes name=first model.trunk.width=96
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from fit_model.bounded.config import BoundedConfig
 from fit_model.flops import num_parameters
 from fit_model.model import ModelConfig
+from fit_model.models import build
+from fit_model.optimize import require_matches
 from fit_model.tokens import InputConfig
-from jobs import registry
 from jobs.assignment import Assignment
 from jobs.attempts import Attempts, committed_step
 from jobs.augmenting import head_of_views, require_augmentable
-from jobs.card import model_card
 from jobs.cluster import connect, require_lasting
 from jobs.events import Event, Journal, told_restarts
-from jobs.exporting import MODEL, on_this_disk
+from jobs.inbox import StepRecord
 from jobs.leaving import STOPPED
-from jobs.memory_limit import bounded_of
+from jobs.lessons import read_lessons
+from jobs.memory_limit import bounded_of, first_chunks
 from jobs.monitor import Monitor
+from jobs.offender_record import OffenderRecord
+from jobs.profiling import log_profile
 from jobs.resuming import unfinished_record
 from jobs.run_record import RunRecord
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
+from jobs.smaller_chunks import SmallerChunks
 from jobs.stopping import stop_signals
-from jobs.targets import head_config, read_labelled, require_grid
-from jobs.tracking import Run, known_run, new_run
+from jobs.targets import Labelled, head_config, read_labelled, require_grid
+from jobs.trace import Trace
+from jobs.tracking import known_run, new_run
 from jobs.train_config import TrainConfig
+from jobs.trained import TrainResult, hand_out, tell
 from jobs.unsent import PATIENCE_S, Spool, recorded, unanswered
+from jobs.validation import require_validation
 from jobs.workers import fit, require_workers
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.storage import Location
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """Where the training left its traces."""
-
-    run_id: str
-    model_folder: str
-    """Weights and configuration, as fit_model.weights reads them."""
-    version: int | None
-    """In the registry; None when it was not registered."""
-    last: dict[str, float]
-    """Figures of the last step that this process saw."""
 
 
 def main(config: TrainConfig) -> TrainResult:
@@ -66,20 +62,9 @@ def main(config: TrainConfig) -> TrainResult:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     dataset = open_dataset(config.dataset)
     model = model_config(config, dataset)
-    labelled = read_labelled(dataset, model.head, split=config.split)
-    require_grid(model, labelled)
-    require_shares(labelled.records, parallel=config.parallel, face=config.model)
-    require_augmentable(
-        config.augment,
-        model=model,
-        records=labelled.records,
-        side_px=dataset.info.group_side_px,
-        seat=Seat.of(
-            0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
-        ),
-    )
-    bounded = bounded_of(config, model, labelled.records)
+    labelled = trainable_images(config, model, dataset)
     folder = str(Location.of(config.storage_path).child(config.name))
+    bounded = read_lessons(folder).bounded or bounded_of(config, model, labelled.records)
     before = unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
         f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
@@ -132,6 +117,31 @@ def model_config(config: TrainConfig, dataset: Dataset) -> ModelConfig:
     )
 
 
+def trainable_images(config: TrainConfig, model: ModelConfig, dataset: Dataset) -> Labelled:
+    """What is trained on; refuses images that the model or the workers cannot take."""
+    labelled = read_labelled(dataset, model.head, split=config.split)
+    require_grid(model, labelled)
+    require_shares(labelled.records, parallel=config.parallel, face=config.model)
+    require_augmentable(
+        config.augment,
+        model=model,
+        records=labelled.records,
+        side_px=dataset.info.group_side_px,
+        seat=Seat.of(
+            0, num_workers=config.parallel.groups, parallel=config.parallel, face=config.model
+        ),
+    )
+    with torch.device("meta"):
+        require_matches(build(model), config.optimizer.groups)
+    validated = require_validation(
+        config.validation, model=model, dataset=dataset, training_split=config.split
+    )
+    if validated is not None:
+        require_grid(model, validated)
+        require_shares(validated.records, parallel=config.parallel, face=config.model)
+    return labelled
+
+
 def train(
     config: TrainConfig,
     model: ModelConfig,
@@ -144,21 +154,28 @@ def train(
     """Run the workers to the end, log what they measure, register what they made."""
     folder = str(Location.of(config.storage_path).child(config.name))
     logged_steps = spool.last_step()
+    offenders = OffenderRecord(dataset, split=config.split, run=spool, console=console)
     monitor = Monitor(
         total_steps=config.total_steps,
         logged_steps=logged_steps,
         record=spool,
         journal=Journal(folder),
         console=console,
+        trace=trace_of(config, folder),
         hang_timeout_s=config.workers.hang_timeout_s,
+        notice=offenders,
     )
 
     def ask_to_leave(signal: str) -> None:
         console.print(f"{signal}: saving after this step; once more ends at once")
         monitor.ask_to_leave(STOPPED)
 
+    def begin() -> BoundedConfig | None:
+        records = read_labelled(dataset, model.head, split=config.split).records
+        return first_chunks(config, model, records)
+
     told = assignment(config, model, origin=origin, inbox=None)
-    with monitor, stop_signals(ask_to_leave) as stop:
+    with offenders, monitor, stop_signals(ask_to_leave) as stop:
         saved = committed_step(folder)
         if saved or logged_steps:
             monitor.tell(Event(kind="continued", step=saved, text=f"continued after step {saved}"))
@@ -168,16 +185,22 @@ def train(
             stop=stop,
             folder=folder,
             max_failures=config.workers.max_failures,
+            adapt=SmallerChunks(folder=folder, begin=begin, tell=monitor.tell),
         ).run(told)
     if restarts := told_restarts(monitor.journal.events):
         console.print(restarts)
     if not spool.sent(patience_s=PATIENCE_S):
         raise unanswered(spool)
     last = dict(monitor.last.metrics) if monitor.last else {}
-    made = Location.of(folder).child(MODEL)
-    with on_this_disk(made) as trained:
-        version = register(config, trained, model, dataset, spool.run, last)
-    return TrainResult(run_id=spool.run_id, model_folder=str(made), version=version, last=last)
+    log_profile(folder, spool.run.log_file)
+    return hand_out(config, model, dataset, run=spool.run, folder=folder, last=last)
+
+
+def trace_of(config: TrainConfig, folder: str) -> Callable[[Sequence[StepRecord]], None] | None:
+    """What takes the run's steps to trace them, if that is asked for."""
+    if config.record.trace == "none":
+        return None
+    return Trace(folder).keep
 
 
 def assignment(
@@ -195,62 +218,15 @@ def assignment(
         bounded=config.bounded,
         parallel=config.parallel,
         total_steps=config.total_steps,
+        guard=config.guard,
         record=config.record,
-        folder=str(Location.of(config.storage_path).child(config.name)),
+        validation=config.validation,
         origin=origin,
+        profile=config.profile,
         reading=config.reading,
         threads=config.workers.cpus_per_worker,
+        folder=str(Location.of(config.storage_path).child(config.name)),
         inbox=inbox,
-    )
-
-
-def register(
-    config: TrainConfig,
-    folder: Path,
-    model: ModelConfig,
-    dataset: Dataset,
-    run: Run,
-    last: dict[str, float],
-) -> int | None:
-    """Make the trained model a version of `register_as`; its number, or None without a name."""
-    if config.register_as is None:
-        return None
-    return registry.register(
-        run.run_id,
-        folder,
-        config.register_as,
-        pixel_dtype=dataset.format.dtype,
-        alias=config.alias,
-        # the run has these figures under their plain names, a point a step
-        metrics={f"final/{name}": value for name, value in last.items()},
-        dataset_digest=dataset.info.digest,
-        card=model_card(
-            config.register_as,
-            model,
-            dataset,
-            split=config.split,
-            run_id=run.run_id,
-            total_steps=config.total_steps,
-            metrics=last,
-        ),
-    )
-
-
-def tell(config: TrainConfig, result: TrainResult, dataset: Dataset, console: Console) -> None:
-    """What was made, and what to type next."""
-    console.print(f"trained {config.name}: {result.model_folder}, MLflow run {result.run_id}")
-    if result.version is None:
-        address = result.model_folder
-    else:
-        address = f"{config.register_as}@{config.alias}"
-        console.print(f"registered {config.register_as} version {result.version} as {address}")
-    unseen = sorted(dataset.info.splits.keys() - {config.split}) or [config.split]
-    # what trained in bounded memory may fit in no other
-    bounded = to_flat_dict(config.bounded) if config.bounded else {}
-    settings = [f" bounded.{name}={each}" for name, each in bounded.items() if each is not None]
-    console.print(
-        f"next: farreach evaluate model={address} dataset={config.dataset} split={unseen[0]}"
-        + "".join(settings)
     )
 
 

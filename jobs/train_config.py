@@ -13,8 +13,11 @@ from jobs import registry
 from jobs.assignment import RecordConfig
 from jobs.batches import BatchConfig, require_images
 from jobs.engine import EngineConfig, OptimizerConfig, require_boundable
+from jobs.guard import GuardConfig
+from jobs.profiling import ProfileConfig, require_profile
 from jobs.resuming import ResumeConfig
 from jobs.sharing import require_shareable
+from jobs.standing import ValidationConfig
 from jobs.targets import (
     ClassifyTarget,
     GenerateTarget,
@@ -53,8 +56,14 @@ class TrainConfig:
     """Of a worker's device, of a CPU worker all its memory. Where a step does not fit, `bounded` is
     chosen before workers start, or the training refused; see `farreach plan`."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Which steps are not taken, and what is done about many of them."""
     record: RecordConfig = field(default_factory=RecordConfig)
+    validation: ValidationConfig | None = None
+    """Measure the model on other images while it learns, and keep the best one; None for not."""
     resume: ResumeConfig = field(default_factory=ResumeConfig)
+    profile: ProfileConfig | None = None
+    """Watch a few steps with torch's profiler; None for not."""
     reading: ReadingConfig = field(default_factory=ReadingConfig)
 
     def __post_init__(self) -> None:
@@ -63,6 +72,12 @@ class TrainConfig:
         for num_workers in self.workers.bounds:
             require_shareable(self.parallel, num_workers=num_workers, face=self.model)
             require_images(self.batch, num_sets=num_workers // self.parallel.groups)
+        require_profile(
+            self.profile,
+            total_steps=self.total_steps,
+            num_workers=self.workers.min_workers,
+            device=self.workers.device,
+        )
         require_labels_to_withhold(self.model, self.target)
         require_boundable(self.bounded, engine=self.engine, face=self.model)
         if self.memory_limit_gb is not None and not self.memory_limit_gb > 0.0:

@@ -6,7 +6,9 @@ All calls go through a thread in their order, so that training never waits for t
 change nothing: figures carry the time at which they were measured.
 """
 
+import base64
 import contextlib
+import io
 import json
 import os
 import threading
@@ -14,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import MachineFault
 from jobs.events import Event
@@ -22,8 +24,11 @@ from jobs.mlflow_store import without_password
 from jobs.tracking import Run
 from pipeline.storage import Location
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 UNSENT = "unsent.jsonl"
-CALLS = ("begin", "log_metrics", "log_json", "log_dataset", "set_tags", "end")
+CALLS = ("begin", "log_metrics", "log_json", "log_base64", "log_dataset", "set_tags", "end")
 """Methods of Run that may be kept."""
 MEASURED = "loss"
 """A figure that every step has, and nothing else."""
@@ -88,6 +93,12 @@ class Spool:
     def log_json(self, value: Any, file: str) -> None:
         """As Run.log_json."""
         self._add("log_json", value=value, file=file)
+
+    def log_figure(self, figure: "Figure", file: str) -> None:
+        """As Run.log_figure."""
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        self._add("log_base64", content=base64.b64encode(picture.getvalue()).decode(), file=file)
 
     def log_dataset(
         self, uri: str, *, name: str, digest: str, context: str, counts: Mapping[str, int]

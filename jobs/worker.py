@@ -1,37 +1,40 @@
 """The training loop of one worker: read a share of the batch, step the engine, measure, save."""
 
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from fit_model.crew import Crew
 from fit_model.models import build
 from fit_model.objective import Objective
-from fit_model.optimize import learning_rate_factor
 from fit_model.parallel.crew import form_crew
 from jobs.assignment import Assignment
 from jobs.batches import Batch, Feed
 from jobs.checkpoint_folders import FOLDER
 from jobs.checkpoints import Checkpoints
-from jobs.engine import build_engine, set_learning_rate
+from jobs.determinism import computing_by
+from jobs.engine import build_engine
 from jobs.engine_state import states_kept
 from jobs.events import Event
 from jobs.exporting import MODEL, export
+from jobs.guard import RollBack
+from jobs.guarded import Guarded
 from jobs.inbox import StepRecord
 from jobs.manifests import Progress
-from jobs.meter import Meter
+from jobs.one_step import StepMaker, now_ms
 from jobs.process_memory import keep_freed_blocks
+from jobs.profiling import Profiler
 from jobs.pulse import Heart
 from jobs.sharing import Comparison, Seat
 from jobs.targets import read_labelled
+from jobs.validation import Validator
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
 
@@ -54,7 +57,7 @@ def run(loop: dict[str, Assignment]) -> str:
         num_workers=context.get_world_size(),
         first_on_node=context.get_local_rank() == 0,
     )
-    with told_of_each_other(), heart:
+    with told_of_each_other(), computing_by(task.engine.algorithms), heart:
         return Loop(task, heart).run()
 
 
@@ -87,16 +90,9 @@ class Loop:
             face=task.model.face,
         )
         self.device = ray.train.torch.get_device()
-        self.feed = self.open_feed(crew := form_crew(task.parallel))
-        # every worker draws the same initial weights
-        torch.manual_seed(task.batch.seed)
-        self.engine = build_engine(
-            Objective(build(task.model), bounded=task.bounded, crew=crew).to(self.device),
-            optimizer=task.optimizer,
-            engine=task.engine,
-            accumulation=task.batch.accumulation,
-            device=self.device,
-        )
+        self.crew = form_crew(task.parallel)
+        self.feed = self.open_feed()
+        self.validator = self.open_validator()
         self.folder = Location.of(task.folder)
         self.checkpoints = Checkpoints(
             self.folder.child(FOLDER),
@@ -107,24 +103,64 @@ class Loop:
             device=self.device,
             tell=self.tell,
         )
-        progress = self.checkpoints.restore(self.engine)
-        self.finished_steps = progress.step
+        self.profiler = Profiler(task.profile, run=task.folder, rank=self.rank, device=self.device)
+        self.guarded = Guarded(
+            task.guard,
+            folder=task.folder,
+            build=self.build,
+            restore=self.checkpoints.restore,
+            device=self.device,
+            tell=self.tell,
+        )
+        progress = self.guarded.begin()
+        if self.validator:
+            self.validator.resume(progress.validation)
+        self.finished_steps = self.recorded_steps = progress.step
         self.recent = deque(progress.records, maxlen=KEPT_RECORDS)
-        self.damaged = set(progress.damaged)
+        self.around = self.guarded.guard.goes_around()
+        self.make = StepMaker(
+            task,
+            rank=self.rank,
+            seat=self.seat,
+            device=self.device,
+            feed=self.feed,
+            guarded=self.guarded,
+            damaged=progress.damaged,
+        )
         # the driver may have died before it logged them; it knows which ones it has
         self.unsent = list(progress.records)
 
     def run(self) -> str:
-        """All remaining steps; a checkpoint every so often, after the last one the model, too.
+        """All remaining steps, more than once those before which the guard goes back.
 
-        Gives why the workers agreed to leave before it, or nothing.
+        Gives why the workers agreed to leave before the last, or nothing.
+        """
+        while True:
+            try:
+                return self.steps()
+            except RollBack as back:
+                self.flush()
+                progress = self.guarded.roll_back(back)
+                self.finished_steps = progress.step
+                self.around = self.guarded.guard.goes_around()
+                if self.validator:
+                    self.validator.resume(progress.validation)
+
+    def steps(self) -> str:
+        """The steps from the last finished one on; a checkpoint every so often and after the last.
+
+        Gives as `run`.
         """
         self.flush()
         batches = self.batches()
         for step in range(self.finished_steps, self.task.total_steps):
-            self.step(step, batches)
+            if self.stopped:
+                break
+            with self.profiler.around(step + 1):
+                self.step(step, batches)
             done = step + 1
-            last = done == self.task.total_steps
+            self.validate(done)
+            last = done == self.task.total_steps or self.stopped
             if last or done % self.task.record.log_every_steps == 0:
                 self.flush()
             if last or done % self.task.record.checkpoint_every_steps == 0:
@@ -139,7 +175,25 @@ class Loop:
         export(self.engine, self.task.model, self.folder.child(MODEL))
         return ""
 
-    def open_feed(self, crew: Crew) -> Feed:
+    @property
+    def engine(self) -> Any:
+        """The present one: going back makes another."""
+        return self.guarded.engine
+
+    def build(self) -> Any:
+        """An engine with the initial weights."""
+        # every worker draws the same ones
+        torch.manual_seed(self.task.batch.seed)
+        model = Objective(build(self.task.model), bounded=self.task.bounded, crew=self.crew)
+        return build_engine(
+            model.to(self.device),
+            optimizer=self.task.optimizer,
+            engine=self.task.engine,
+            accumulation=self.task.batch.accumulation,
+            device=self.device,
+        )
+
+    def open_feed(self) -> Feed:
         """What this worker reads."""
         dataset = open_dataset(self.task.dataset, reading=self.task.reading)
         head = self.task.model.head
@@ -150,68 +204,59 @@ class Loop:
             config=self.task.batch,
             augment=self.task.augment,
             seat=self.seat,
-            compare=Comparison(crew=crew, device=self.device),
+            compare=Comparison(crew=self.crew, device=self.device),
         )
+
+    def open_validator(self) -> Validator | None:
+        """Who measures the model on other images, if that is wanted."""
+        if self.task.validation is None:
+            return None
+        return Validator(
+            self.task.validation,
+            task=self.task,
+            dataset=self.feed.dataset,
+            seat=self.seat,
+            crew=self.crew,
+            device=self.device,
+        )
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there is nothing to be gained from more steps."""
+        return self.validator is not None and self.validator.stopped
+
+    def validate(self, done: int) -> None:
+        """Add what validation finds to the record of the step, when it is due."""
+        if self.validator is None or not self.validator.due(done):
+            return
+        found = self.validator(self.engine, step=done)
+        if self.unsent and (record := self.unsent[-1]).step == done:
+            self.recent[-1] = self.unsent[-1] = replace(
+                record,
+                metrics={**record.metrics, **found.metrics},
+                events=[*record.events, *found.events],
+            )
 
     def batches(self) -> Iterator[Batch]:
         """The worker's micro-batches from the first step that is still to do."""
-        return self.feed.stream(self.finished_steps, self.task.total_steps)
+        return self.feed.stream(self.finished_steps, self.task.total_steps, around=self.around)
 
     def step(self, step: int, batches: Iterator[Batch]) -> None:
-        """One optimizer step on one global batch, measured."""
-        torch.manual_seed(step_seed(self.task.batch.seed, step=step, rank=self.rank))
-        optimizer = self.task.optimizer
-        lr = optimizer.lr * learning_rate_factor(
-            step,
-            warmup_steps=optimizer.warmup_steps,
-            total_steps=self.task.total_steps,
-            end_factor=optimizer.end_factor,
-            cosine_share=optimizer.cosine_share,
-        )
-        set_learning_rate(self.engine, lr)
-        meter = Meter(self.task.model, device=self.device, sharing=self.seat.groups)
-        for _ in range(self.task.batch.accumulation):
-            with meter.waiting():
-                batch = next(batches)
-            meter.add(batch, self.backward(batch))
-        metrics = meter.metrics(self.engine, lr=lr, peak_tflops=self.task.record.peak_tflops)
-        damaged = self.told_damaged(meter.damaged) if metrics["damaged_images"] else []
-        metrics["damaged_images_total"] = float(len(self.damaged))
-        record = StepRecord(
-            step=step + 1, metrics=metrics, damaged=damaged, time_ms=int(1000 * time.time())
-        )
-        self.recent.append(record)
-        self.unsent.append(record)
+        """One step, into the record; one that is gone around takes no batch."""
+        if step in self.around:
+            self.keep(StepRecord(step=step + 1, metrics={"guard/around": 1.0}, time_ms=now_ms()))
+            return
+        made = self.make(step, batches)
+        self.keep(made.record)
+        if made.skip is not None:
+            self.guarded.guard.skipped(made.skip)
 
-    def told_damaged(self, images: Sequence[int]) -> list[str]:
-        """Ids of the images that any worker found damaged; every worker calls it.
-
-        Fails, on all workers alike, when there are too many of them by now.
-        """
-        stand_ins = self.feed.stand_ins
-        flags = torch.zeros(len(stand_ins.ids), dtype=torch.int32, device=self.device)
-        flags[list(images)] = 1
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        found = flags.nonzero().flatten().tolist()
-        stand_ins.add(found)
-        self.damaged.update(found)
-        return [stand_ins.ids[image] for image in found]
-
-    def backward(self, batch: Batch) -> float:
-        """Gradient of the weighted sum of this micro-batch's losses; gives that sum.
-
-        DeepSpeed divides by the micro-steps and averages over the workers; the factor undoes both,
-        so that the gradient is the mean over the global batch however many workers share it. The
-        workers of a set all give the losses of their images, and each counts for its part.
-        """
-        targets = None if batch.targets is None else batch.targets.to(self.device)
-        # what is bounded moves a chunk at a time
-        groups = batch.groups if self.task.bounded else batch.groups.to(self.device)
-        losses = self.engine(groups, targets, batch.seeds)
-        loss = (losses * batch.weights.to(self.device)).sum()
-        self.engine.backward(loss * self.task.batch.accumulation * self.seat.num_sets)
-        self.engine.step()
-        return float(loss.detach())
+    def keep(self, record: StepRecord) -> None:
+        """Take a step into the record, once: after a rollback some are made again."""
+        if record.step > self.recorded_steps:
+            self.recorded_steps = record.step
+            self.recent.append(record)
+            self.unsent.append(record)
 
     def flush(self) -> None:
         """Hand what was measured to the driver; one worker speaks for all."""
@@ -225,10 +270,11 @@ class Loop:
 
     def save(self, done: int, *, wait: bool) -> None:
         """A checkpoint after `done` steps."""
-        progress = Progress(step=done, records=tuple(self.recent))
+        progress = Progress(
+            step=done,
+            records=tuple(self.recent),
+            guard=self.guarded.guard.state(),
+            validation=self.validator.saved() if self.validator else {},
+            damaged=tuple(sorted(self.make.damaged)),
+        )
         self.checkpoints.save(self.engine, progress, wait=wait)
-
-
-def step_seed(seed: int, *, step: int, rank: int) -> int:
-    """Seed of one worker's randomness in one step: restarts repeat it, workers differ in it."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])

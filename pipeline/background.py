@@ -23,8 +23,10 @@ def is_missing(pixels: np.ndarray, *, nodata: float | None) -> np.ndarray:
 
 def is_possible(nodata: float | None, *, dtype: np.dtype) -> TypeGuard[float]:
     """Whether a pixel of an integer dtype can have this value at all."""
+    if nodata is None:
+        return False
     limits = np.iinfo(dtype)
-    return nodata is not None and nodata % 1 == 0 and limits.min <= nodata <= limits.max
+    return nodata % 1 == 0 and limits.min <= nodata <= limits.max
 
 
 def leave_out_background(

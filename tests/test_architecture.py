@@ -12,7 +12,7 @@ FILES = sorted(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.p
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 ENTRY_POINTS = (
     "preprocess", "inspect", "verify", "train", "evaluate", "predict", "models", "submit", "doctor",
-    "demo", "plan", "generate", "bench",
+    "demo", "plan", "generate", "bench", "verify_resume",
 )  # fmt: skip
 MODEL_IMPORTS = {"fit_model", "torch", "numpy", "safetensors", "jaxtyping"}
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60

@@ -22,6 +22,7 @@ from rasterio.windows import Window as RasterWindow
 
 from pipeline.grid import Window
 from pipeline.readers.complaints import complaints
+from pipeline.readers.deflated_tiles import DeflatedTiles
 from pipeline.readers.protocol import (
     MAX_KEPT_BYTES,
     ImageHeader,
@@ -88,6 +89,11 @@ class RasterioReader:
             self._bands = bands or list(whole.indexes)
             self.header = self._describe(whole, num_levels=num_levels, level=level)
             self._check_store()
+            self._tiles: DeflatedTiles | None = None
+            if place.is_local and level == 0:
+                self._tiles = DeflatedTiles.of(whole, path=path, bands=self._bands)
+            if self._tiles:
+                self._stack.callback(self._tiles.close)
         except (RasterioError, OSError) as error:
             self._stack.close()
             raise SourceError(self._told(error)) from self._failure or error
@@ -132,13 +138,15 @@ class RasterioReader:
 
     def read(self, window: Window, *, out: np.ndarray | None = None) -> np.ndarray:
         """[height, width, bands] of the chosen bands."""
-        place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
         if out is None:
             shape = (window.height_px, window.width_px, self.header.bands)
             out = np.empty(shape, self.header.dtype)
+        place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
         try:
+            if self._tiles and self._tiles.read(window, out=out):
+                return out
             with complaints() as heard:
-                self._source.read(self._bands, window=place, out=np.moveaxis(out, -1, 0))
+                self._source.read(self._bands, window=place, out=out.transpose(2, 0, 1))
             self._check_store()
         except (RasterioError, OSError) as error:
             raise self._error(self._told(error), window=window) from self._failure or error
@@ -174,6 +182,7 @@ class RasterioReader:
 
     def _open_again(self) -> None:
         """GDAL keeps a tile that was complained of, and would give it without a word next time."""
+        self._tiles = None
         self._source.close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)

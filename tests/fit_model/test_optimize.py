@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from fit_model.models import build
-from fit_model.optimize import layer_groups, learning_rate_factor, parameter_groups
+from fit_model.optimize import (
+    ParameterGroup,
+    layer_groups,
+    learning_rate_factor,
+    parameter_groups,
+)
 from tests.fit_model.examples import image, model_config
 
 MODELS = {
@@ -75,6 +80,66 @@ def test_a_layer_group_holds_one_parameter_and_adapts_what_decays():
     assert all(group["adapted"] == (group["weight_decay"] > 0) for group in groups)
     without_decay = layer_groups(Odd(), weight_decay=0.0)
     assert [group["adapted"] for group in without_decay] == [each["adapted"] for each in groups]
+
+
+HEAD = ParameterGroup(pattern="head.*", lr_factor=0.1, weight_decay=0.02)
+TABLES = ParameterGroup(pattern="*.table", lr_factor=0.0)
+
+
+@GROUPS
+def test_a_group_takes_what_its_pattern_names_and_the_first_that_fits_decides(grouped):
+    model = build(model_config())
+    norms = ParameterGroup(pattern="*norm.*", lr_factor=3.0)
+    made = grouped(model, weight_decay=0.1, groups=(HEAD, norms, TABLES))
+    settings = {
+        id(parameter): (group["lr_factor"], group["weight_decay"])
+        for group in made
+        for parameter in group["params"]
+    }
+    usual = grouped(model, weight_decay=0.1)
+    decaying, _ = names_by_decay(model, usual)
+    for name, parameter in model.named_parameters():
+        decay = 0.1 if name in decaying else 0.0
+        wanted = (1.0, decay)
+        if name.startswith("head."):
+            wanted = (0.1, 0.02 if decay else 0.0)
+        elif "norm." in name:
+            wanted = (3.0, decay)
+        elif name.endswith(".table"):
+            wanted = (0.0, decay)
+        assert settings.pop(id(parameter)) == wanted
+    assert not settings
+
+
+@GROUPS
+def test_one_group_may_hold_everything(grouped):
+    everything = ParameterGroup(pattern="*", lr_factor=0.5)
+    made = grouped(build(model_config()), weight_decay=0.1, groups=(everything,))
+    assert all(group["params"] and group["lr_factor"] == 0.5 for group in made)
+
+
+@GROUPS
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        ([{"pattern": "haed.*"}], r"as the group 'haed.\*' says; the closest: .*head\."),
+        ([{"pattern": "head.*"}, {"pattern": "head.project.*"}], "'head.project.*' are in groups"),
+        ([{"pattern": "*.bias", "weight_decay": 0.1}], r"'\*.bias' has weight_decay 0.1, and bia"),
+    ],
+)
+def test_a_group_without_effect_is_refused(grouped, groups, says):
+    with pytest.raises(ValueError, match=says):
+        grouped(
+            build(model_config()),
+            weight_decay=0.1,
+            groups=[ParameterGroup(**each) for each in groups],
+        )
+
+
+@pytest.mark.parametrize("change", [{"lr_factor": -1.0}, {"weight_decay": -0.1}])
+def test_a_group_does_not_unlearn(change):
+    with pytest.raises(ValueError, match="they cannot be negative"):
+        ParameterGroup(pattern="*", **change)
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine():

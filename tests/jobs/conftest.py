@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from jobs.train import TrainResult, main
+from jobs.small_world import in_small_world
+from jobs.train import main
 from jobs.train_config import TrainConfig
+from jobs.trained import TrainResult
+from tests.jobs.small_engines import WORKERS, on_two
 from tests.jobs.small_training import train_config, write_dataset, write_images
 
 # MLflow 3.17 uses a loader that SQLAlchemy 2.1 deprecates
@@ -53,6 +56,21 @@ def tiny_images(tmp_path_factory) -> Path:
 def tiny_dataset(tiny_images, tmp_path_factory) -> str:
     """The small rasters in patch groups."""
     return write_dataset(tiny_images, tmp_path_factory.mktemp("stored") / "dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharded:
+    """What two workers made of every variant of a small engine, and their checkpoints."""
+
+    found: dict[str, Any]
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory) -> Sharded:
+    folder = tmp_path_factory.mktemp("sharded")
+    found = in_small_world(on_two, str(folder), num_workers=WORKERS, threads=1)
+    return Sharded(found=found, folder=folder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,7 @@ def test_of_a_group_of_workers_the_one_that_broke_the_others_off_is_named(
         ("inspect", ("Reads", "Writes")),
         ("verify", ("Reads", "Prints", "Exits")),
         ("train", ("Reads", "Writes")),
+        ("verify-resume", ("Reads", "Compares", "Writes", "Exits")),
         ("evaluate", ("Reads", "Writes")),
         ("generate", ("Reads", "Writes")),
         ("demo", ("Writes",)),

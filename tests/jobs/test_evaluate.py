@@ -57,7 +57,9 @@ def test_scores_of_a_registered_model_are_scikit_learns_and_go_into_its_run(trai
     logits, records = outputs(trained.result.model_folder, trained.config.dataset)
     truth = [["bright", "dark"].index(record.labels["kind"]) for record in records]
     predicted = logits.argmax(1)
+    shares = torch.from_numpy(logits).softmax(1).numpy()
     expected = {
+        "test/loss": metrics.log_loss(truth, shares, labels=[0, 1]),
         "test/accuracy": metrics.accuracy_score(truth, predicted),
         "test/balanced_accuracy": metrics.balanced_accuracy_score(truth, predicted),
         "test/auroc": metrics.roc_auc_score(truth, logits[:, 1] - logits[:, 0]),
@@ -131,6 +133,7 @@ def test_numbers_are_learned_and_their_errors_measured_in_their_own_units(
     truth = [record.labels["amount"] for record in records]
     assert scores == pytest.approx(
         {
+            "test/loss": metrics.mean_squared_error(truth, predicted) / seen.std() ** 2,
             "test/amount/mae": metrics.mean_absolute_error(truth, predicted),
             "test/amount/rmse": metrics.root_mean_squared_error(truth, predicted),
             "test/amount/r2": metrics.r2_score(truth, predicted),
@@ -175,7 +178,7 @@ def evaluated(folder: Path, face: str) -> tuple[dict[str, float], np.ndarray, st
 
 def test_a_diffusion_models_loss_is_measured_at_every_noise_level(store):
     scores, losses, run_id = evaluated(store, "diffusion")
-    expected = {"test/denoising_loss": losses.mean()}
+    expected = {"test/loss": losses.mean(), "test/denoising_loss": losses.mean()}
     expected |= {f"test/denoising_loss/t0.{part}5": losses[:, part].mean() for part in range(10)}
     assert losses.shape == (4, 10)
     assert scores == pytest.approx(expected, rel=1e-5)
@@ -187,6 +190,9 @@ def test_an_autoregressive_model_is_measured_in_bits_over_all_sub_pixels(store):
     pixels = np.array([height * width for height, width in small_generating.SIZES_PX])
     sizes = pixels[np.arange(9, 13) % 4]
     expected = (bits[:, 0] * sizes).sum() / sizes.sum()
-    assert scores == {"test/bits_per_subpixel": pytest.approx(expected, rel=1e-5)}
+    assert scores == {
+        "test/loss": pytest.approx(bits.mean(), rel=1e-5),
+        "test/bits_per_subpixel": pytest.approx(expected, rel=1e-5),
+    }
     assert expected != pytest.approx(bits.mean(), rel=1e-3)
     assert picture(run_id, "test/bits_per_subpixel.png").startswith(PNG)

@@ -232,7 +232,7 @@ def test_what_goes_wrong_in_a_process_is_one_line_and_what_takes_too_long_is_sto
     task = Task(system="farreach", action="cold", source=replace(source, dataset="/nowhere"))
     failed = in_process(task, patience_s=100.0)
     assert isinstance(failed, LeftOut)
-    assert failed.why.startswith("ValueError: /nowhere: not a finished dataset")
+    assert failed.why.startswith("ValueError: /nowhere: no such folder")
     assert in_process(task, patience_s=0.01) == LeftOut(why="> 0.01 s")
     assert in_process(task, patience_s=9.0, python=Path("/bin/false")) == LeftOut(why="died (1)")
 

@@ -15,10 +15,11 @@ import torch.distributed as dist
 
 from fit_model.bounded.config import BoundedConfig
 from fit_model.parallel.config import ParallelConfig
-from jobs.assignment import RecordConfig, told_of_each_other
+from jobs.assignment import RecordConfig
 from jobs.runner import exit_codes
 from jobs.small_world import in_small_world
 from jobs.train import main
+from jobs.worker import told_of_each_other
 from jobs.workers import WorkersConfig
 from tests.jobs.small_training import train_config, write_dataset, write_images
 

@@ -16,7 +16,8 @@ from jobs.card import model_card
 from jobs.evaluate import EvaluateConfig
 from jobs.orders import GenerateConfig, Order, order_of
 from jobs.targets import Labelled
-from jobs.train import TrainResult, model_config
+from jobs.train import model_config
+from jobs.trained import TrainResult
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
 from tests.jobs.small_generating import train_config, write_dataset
@@ -126,6 +127,6 @@ def test_a_card_says_how_large_images_may_be(dataset, face, changes, says):
     config = replace(config, model=replace(config.model, **changes))
     card = model_card(
         "m", model_config(config, opened), opened, split="train", run_id="r", total_steps=1,
-        metrics={},
+        metrics={}, measured="last step",
     )  # fmt: skip
     assert f"- **Images** of 1 bands in groups of 8 px,\n  patches of 4 px; {says}" in card

@@ -109,7 +109,7 @@ def test_another_dataset_is_refused_when_a_run_is_continued(unfinished, capsys):
         ({"target": ClassifyTarget(label="amount")}, "use target.kind=regress"),
         ({"target": RegressTarget(labels=("kind",))}, "use target.kind=classify"),
         ({"split": "training"}, "split 'training' has no images"),
-        ({"dataset": "nowhere"}, "nowhere: not a finished dataset"),
+        ({"dataset": "nowhere"}, "nowhere: no such folder, so not a finished dataset"),
         ({"workers": WorkersConfig(num_workers=3)}, "3 workers of 1 CPU were asked for"),
     ],
 )

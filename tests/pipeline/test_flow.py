@@ -1,5 +1,6 @@
 """The whole flow: real files good and bad, one digest however the work is spread, its memory."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import rasterio
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.config import BackgroundConfig, GroupingConfig, PreprocessConfig, SplitConfig
 from pipeline.dataset import open_dataset
-from pipeline.flow import PreprocessReport, StageRunner, on_ray, preprocess
+from pipeline.flow import PreprocessReport, StageRunner, on_ray, preprocess, together
 from pipeline.verify import verify
 from tests.pipeline.scenes import backwards, in_process, noise, write_large_scene, write_raster
 
@@ -26,8 +29,8 @@ def make(
     folder: Path, output: Path, *, run_stage: StageRunner = in_process, **settings: object
 ) -> PreprocessReport:
     """Preprocess a folder with small groups."""
-    given = {"grouping": GroupingConfig(group_side_px=64), **settings}
-    config = PreprocessConfig(sources=str(folder), output=str(output), **given)
+    options = {"grouping": GroupingConfig(group_side_px=64), **settings}
+    config = PreprocessConfig(sources=str(folder), output=str(output), **options)
     return preprocess(config, run_stage=run_stage)
 
 
@@ -279,13 +282,27 @@ def test_other_settings_that_cannot_be_are_refused() -> None:
 @pytest.mark.usefixtures("ray_local")
 def test_ray_hands_every_task_to_its_stage_whole() -> None:
     tasks = [pa.table({"shard": [f"{task}"] * rows}) for task, rows in enumerate([1, 3, 1, 40])]
-    given = [found.to_pydict() for found in on_ray(_rows_together, tasks)]
-    assert sorted((each["shard"][0], each["rows"][0]) for each in given) == [
+    found = [each.to_pydict() for each in on_ray(_rows_together, tasks)]
+    assert sorted((each["shard"][0], each["rows"][0]) for each in found) == [
         ("0", 1),
         ("1", 3),
         ("2", 1),
         ("3", 40),
     ]
+
+
+@given(st.lists(st.integers(1, 6), max_size=60), st.integers(1, 9))
+def test_tasks_are_joined_in_order_and_the_last_ones_stay_small(
+    sizes: list[int], num_cpus: int
+) -> None:
+    ends = np.cumsum([0, *sizes]).tolist()
+    tasks = [pa.table({"row": range(*span)}) for span in itertools.pairwise(ends)]
+    joined = together(tasks, num_cpus=num_cpus)
+    assert [row for table in joined for row in table["row"].to_pylist()] == list(range(ends[-1]))
+    starts = {table["row"][0].as_py() for table in joined}
+    assert starts <= set(ends)
+    assert all(table.num_rows <= 4 or table.num_rows in sizes for table in joined)
+    assert starts >= set(ends[:-1][-num_cpus:])
 
 
 def _rows_together(table: pa.Table) -> pa.Table:
