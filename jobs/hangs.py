@@ -7,6 +7,7 @@ computes, reads or saves, while all others wait  stuck in there
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import psutil
 import ray
@@ -28,6 +29,7 @@ class HangWatch:
 
     Args:
         timeout_s: the usual patience.
+        finished: gives the finished steps of all workers; one that has just begun knows of none.
         tell: takes the report.
         kill: ends a worker's process.
     """
@@ -36,10 +38,12 @@ class HangWatch:
         self,
         *,
         timeout_s: float,
+        finished: Callable[[], int],
         tell: Callable[[Event], None],
         kill: Callable[[Pulse], None],
     ) -> None:
         self.timeout_s = timeout_s
+        self.finished = finished
         self.tell = tell
         self.kill = kill
         self.slowest_s = 0.0
@@ -58,7 +62,8 @@ class HangWatch:
         patience_s = max(self.timeout_s, STEPS * self.slowest_s)
         self.found = hanging(delivery, patience_s=patience_s)
         for pulse in self.found:
-            self.tell(_report(pulse, silent_s=delivery.silent_s[pulse.rank]))
+            known = replace(pulse, step=max(pulse.step, self.finished()))
+            self.tell(_report(known, silent_s=delivery.silent_s[pulse.rank]))
             self.kill(pulse)
 
 

@@ -62,7 +62,12 @@ class Monitor:
         """The newest of every worker of this attempt."""
         self.journal = journal
         self.record = record
-        self.watch = HangWatch(timeout_s=hang_timeout_s, tell=self.tell, kill=kill_worker)
+        self.watch = HangWatch(
+            timeout_s=hang_timeout_s,
+            finished=lambda: self.step,
+            tell=self.tell,
+            kill=kill_worker,
+        )
         self._notice = notice
         self._waiting: deque[StepRecord] = deque()
         self._logged_steps = logged_steps
