@@ -9,7 +9,6 @@ import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jobs.manifests import MANIFEST, read_manifest
 from pipeline.storage import Location
@@ -73,18 +72,11 @@ def prune(
 
 
 def best(checkpoints: Location, steps: Iterable[int]) -> list[int]:
-    """Those of the steps that were validated, best first; of equals the older one."""
+    """Those of the steps that validation found better than all before, best first."""
     scores: dict[int, float] = {}
     for step in steps:
         with contextlib.suppress(ValueError, OSError):
-            score = score_of(read_manifest(folder_of(checkpoints, step)).progress.validation)
-            scores |= {} if score is None else {step: score}
-    return sorted(scores, key=lambda step: (-scores[step], step))
-
-
-def score_of(validation: Mapping[str, Any]) -> float | None:
-    """How good a model was when it was saved, more is better; None where nobody looked."""
-    figure = validation.get("figure")
-    if not isinstance(figure, int | float) or figure != figure:
-        return None
-    return float(figure) if validation.get("goal") == "max" else -float(figure)
+            told = read_manifest(folder_of(checkpoints, step)).progress.validation
+            if told.get("best_step") == step and isinstance(told.get("best"), int | float):
+                scores[step] = told["best"] if told.get("goal") == "higher" else -told["best"]
+    return sorted(scores, key=lambda step: scores[step], reverse=True)
