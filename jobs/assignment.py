@@ -27,7 +27,7 @@ class RecordConfig:
     keep_last: int = 2
     """Newest checkpoints; older ones go."""
     keep_best: int = 0
-    """Checkpoints of the best validation figures, beside the newest."""
+    """Checkpoints, beside the newest, of steps whose validation was better than all before."""
     writing: Literal["background", "foreground"] = "background"
     """In the background training goes on, and a copy of the state waits in memory meanwhile."""
     patience_s: float = 120.0

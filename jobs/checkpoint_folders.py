@@ -9,7 +9,6 @@ import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jobs.manifests import MANIFEST, read_manifest
 from pipeline.storage import Location
@@ -73,7 +72,7 @@ def prune(
 
 
 def best(checkpoints: Location, steps: Iterable[int]) -> list[int]:
-    """Those of the steps that were validated, best first; of equals the older one."""
+    """Those of the steps that validation found better than all before, best first."""
     scores: dict[int, float] = {}
     for step in steps:
         with contextlib.suppress(ValueError, OSError):

@@ -280,7 +280,7 @@ def test_rolled_back_the_checkpoints_after_it_are_gone_and_nothing_half_written_
 def test_figures_of_steps_and_what_others_remember_come_back(tmp_path):
     progress = Progress(
         step=3,
-        records=(StepRecord(step=3, metrics={"loss": 0.1 + 0.2}, damaged=["a"]),),
+        records=(StepRecord(step=3, metrics={"loss": 0.1 + 0.2}, damaged=["a"], images=["b"]),),
         guard={"norms": [1.0, 2.5]},
         validation={"newest": 0.5, "newest_step": 7, "goal": "higher"},
         damaged=(4, 7),
