@@ -9,6 +9,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.manifests import MANIFEST, read_manifest
 from pipeline.storage import Location
