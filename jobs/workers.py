@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray.train
+import ray.util
+from ray import PlacementGroupID
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.callback import RayTrainCallback
+from ray.util.placement_group import PlacementGroup
 
 from jobs import worker
 from jobs.assignment import Assignment
@@ -103,6 +106,17 @@ class Trainer(TorchTrainer):
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
+def free_dead_attempts() -> None:
+    """Give back the CPUs of attempts whose controller was killed, on a Ray that is this process's.
+
+    Ray holds them until its driver ends, and the next attempt would wait for them for ever.
+    """
+    for name, told in ray.util.placement_group_table().items():
+        if told["state"] != "REMOVED":
+            held = PlacementGroup(PlacementGroupID(bytes.fromhex(name)))
+            ray.util.remove_placement_group(held)
+
+
 def fit(assignment: Assignment, *, config: WorkersConfig) -> str:
     """One attempt to train to the last step, from the newest checkpoint in the run's folder.
 
@@ -112,6 +126,8 @@ def fit(assignment: Assignment, *, config: WorkersConfig) -> str:
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     # the end is seen at once, and a signal's handler runs: not only every two seconds
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    if not os.environ.get("RAY_ADDRESS"):
+        free_dead_attempts()
     # checkpoints are the workers' own: Ray only keeps its books here, of this attempt alone
     with tempfile.TemporaryDirectory(prefix="farreach-ray-") as books:
         trainer = Trainer(

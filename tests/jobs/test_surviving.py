@@ -39,12 +39,12 @@ def config_of(dataset: str, folder: Path, **workers) -> TrainConfig:
     )
 
 
-def workers() -> list[psutil.Process]:
+def workers(title: str = "ray::RayTrain") -> list[psutil.Process]:
     """Ray's processes that train, below this one."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.name().startswith("ray::RayTrain"):
+            if process.name().startswith(title):
                 found.append(process)
         except psutil.Error:
             continue
@@ -91,16 +91,21 @@ def test_workers_that_die_and_hang_are_replaced_and_the_record_has_every_step_on
         stopped.append(workers()[-1])
         stopped[0].send_signal(signal.SIGSTOP)
 
-    mischief = Mischief(config, lambda: workers()[-1].kill(), stop_one)
+    mischief = Mischief(
+        config,
+        lambda: workers("ray::TrainContr")[-1].kill(),
+        lambda: workers()[-1].kill(),
+        stop_one,
+    )
     mischief.start()
     result = main(config)
-    assert mischief.num_done == 2
-    assert kinds(config) == ["worker lost", "worker hangs"]
+    assert mischief.num_done == 3
+    assert kinds(config) == ["worker lost", "worker lost", "worker hangs"]
     assert not stopped[0].is_running()
     assert history(result.run_id, "loss") == list(range(1, TOTAL_STEPS + 1))
     run = mlflow.get_run(result.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.tags["restarts"] == "2"
+    assert run.data.tags["restarts"] == "3"
     assert any(name.startswith("system/") for name in run.data.metrics)
 
 
