@@ -49,7 +49,7 @@ class KillsConfig:
 
     output: str = "verify-resume"
     """A local folder, which is not there yet."""
-    steps: int = 40
+    steps: int = 200
     """In place of total_steps."""
     kills: int | None = None
     """10; with `workers` one less than there are numbers."""
