@@ -215,7 +215,7 @@ def test_a_mistake_in_what_to_generate_is_one_line(override, says):
 
 
 def test_every_job_with_settings_that_a_cluster_can_run_can_be_submitted():
-    assert set(cli.CONFIG_CLASSES) - {"demo", "plan"} <= set(submit.JOBS)
+    assert set(cli.CONFIG_CLASSES) - {"demo", "plan", "verify-resume"} <= set(submit.JOBS)
 
 
 @pytest.mark.parametrize("name", cli.DESCRIBED)

@@ -91,8 +91,8 @@ def results(ray_local, dataset, tall, tmp_path_factory) -> dict[str, Any]:
         scaling_config=ray.train.ScalingConfig(num_workers=2),
         run_config=ray.train.RunConfig(name="decoders", storage_path=str(folder)),
     ).fit()
-    told = ray.get(inbox.drain.remote()).records
-    return {name: (metrics, weights) for name, metrics, weights in told}
+    sent = ray.get(inbox.drain.remote()).records
+    return {name: (metrics, weights) for name, metrics, weights in sent}
 
 
 @pytest.fixture(scope="module")

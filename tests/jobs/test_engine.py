@@ -187,8 +187,8 @@ def trained_together(
         ),
         run_config=ray.train.RunConfig(name="together", storage_path=str(folder)),
     ).fit()
-    told = ray.get(inbox.drain.remote()).records
-    return {name: (metrics, weights) for name, metrics, weights in told}
+    sent = ray.get(inbox.drain.remote()).records
+    return {name: (metrics, weights) for name, metrics, weights in sent}
 
 
 def losses(results: dict[str, Any], name: str) -> list[float]:
