@@ -22,6 +22,7 @@ from jobs.checkpoints import Checkpoints
 from jobs.determinism import computing_by
 from jobs.engine import build_engine
 from jobs.engine_state import states_kept
+from jobs.errors import MachineFault, UserError
 from jobs.events import Event
 from jobs.exporting import MODEL, export
 from jobs.guard import RollBack
@@ -145,6 +146,10 @@ class Loop:
                 self.around = self.guarded.guard.goes_around()
                 if self.validator:
                     self.validator.resume(progress.validation)
+            except (MachineFault, UserError):
+                # no other attempt may make these steps again, and they tell why it ends
+                self.flush()
+                raise
 
     def steps(self) -> str:
         """The steps from the last finished one on; a checkpoint every so often and after the last.
