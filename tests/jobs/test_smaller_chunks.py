@@ -112,7 +112,9 @@ def test_lessons_are_kept_beside_each_other(tmp_path):
     assert read_lessons(str(tmp_path / "another")) == Lessons()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"around": 1, "bounded": null}', "{}"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"around": 1, "bounded": null}', "{}", "[" * 100_000]
+)
 def test_a_damaged_file_of_lessons_is_named(tmp_path, content):
     (tmp_path / FILE).write_text(content)
     with pytest.raises(ValueError, match=r"guard\.json is damaged"):
