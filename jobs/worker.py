@@ -166,16 +166,15 @@ class Loop:
             done = step + 1
             self.validate(done)
             last = done == self.task.total_steps or self.stopped
-            if last or done % self.task.record.log_every_steps == 0:
+            leaves = self.heart.leaves(self.device)
+            ends = last or bool(leaves)
+            if ends or done % self.task.record.log_every_steps == 0:
                 self.flush()
-            if last or done % self.task.record.checkpoint_every_steps == 0:
-                self.save(done, wait=last)
+            if ends or done % self.task.record.checkpoint_every_steps == 0:
+                self.save(done, wait=ends)
             self.checkpoints.settle()
             self.heart.finished(done)
-            leaves = self.heart.leaves(self.device)
             if leaves and not last:
-                self.flush()
-                self.save(done, wait=True)
                 return leaves
         export(self.engine, self.task.model, self.folder.child(MODEL))
         return ""
