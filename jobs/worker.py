@@ -34,6 +34,7 @@ from jobs.process_memory import keep_freed_blocks
 from jobs.profiling import Profiler
 from jobs.pulse import Heart
 from jobs.sharing import Comparison, Seat
+from jobs.smaller_chunks import memory_named
 from jobs.targets import read_labelled
 from jobs.validation import Validator
 from pipeline.dataset import open_dataset
@@ -233,7 +234,8 @@ class Loop:
         """Add what validation finds to the record of the step, when it is due."""
         if self.validator is None or not self.validator.due(done):
             return
-        found = self.validator(self.engine, step=done)
+        with memory_named(step=done - 1, rank=self.rank):
+            found = self.validator(self.engine, step=done)
         if self.unsent and (record := self.unsent[-1]).step == done:
             self.recent[-1] = self.unsent[-1] = replace(
                 record,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.errors import MachineFault
 from jobs.events import Event
@@ -90,3 +91,17 @@ def test_who_leaves_writes_one_checkpoint_and_waits_for_it(every, saved):
     assert loop.run() == "preempted"
     assert loop.saved == saved
     assert loop.flushed[-1] == len(loop.made) == 3
+
+
+def test_want_of_memory_in_a_validation_is_met_with_smaller_chunks_too():
+    class Greedy:
+        def due(self, step: int) -> bool:
+            return True
+
+        def __call__(self, engine: Any, *, step: int) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    loop = Asked(checkpoint_every_steps=9)
+    loop.rank, loop.validator, loop.guarded = 0, Greedy(), SimpleNamespace(engine=None)
+    with pytest.raises(OutOfMemory, match="ran out of memory in step 4"):
+        loop.validate(4)
