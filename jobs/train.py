@@ -218,7 +218,9 @@ def train(
         raise unanswered(spool)
     last = dict(monitor.last.metrics) if monitor.last else {}
     log_profile(folder, spool.run.log_file)
-    return hand_out(config, model, dataset, run=spool.run, folder=folder, last=last)
+    return hand_out(
+        config, model, dataset, run=spool.run, folder=folder, steps=monitor.step, last=last
+    )
 
 
 def trace_of(config: TrainConfig, folder: str) -> Callable[[Sequence[StepRecord]], None] | None:
