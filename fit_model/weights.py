@@ -33,14 +33,20 @@ def save(model: Model, folder: str | Path) -> Path:
 def save_tensors(
     tensors: Mapping[str, torch.Tensor], config: ModelConfig, folder: str | Path
 ) -> Path:
-    """Write a model whose tensors were gathered elsewhere, under the names of its state dict."""
+    """Write a model whose tensors were gathered elsewhere, under the names of its state dict.
+
+    Raises OSError where the disk takes no more.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     declared = {"version": VERSION, "model": config_to_dict(config)}
     text = json.dumps(declared, indent=2, sort_keys=True) + "\n"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     draft = folder / f".{WEIGHTS}.{os.getpid()}"
-    save_file(state, draft, metadata={"format": "pt", "config": text})
+    try:
+        save_file(state, draft, metadata={"format": "pt", "config": text})
+    except SafetensorError as error:
+        raise OSError(f"{folder / WEIGHTS}: {error}") from error
     os.replace(draft, folder / WEIGHTS)
     draft = folder / f".{CONFIG}.{os.getpid()}"
     draft.write_text(text, encoding="utf-8")

@@ -27,7 +27,7 @@ class RecordConfig:
     keep_last: int = 2
     """Newest checkpoints; older ones go."""
     keep_best: int = 0
-    """Checkpoints, beside the newest, of steps whose validation was better than all before."""
+    """Checkpoints of steps whose own validation was the best, if need be beside the newest."""
     writing: Literal["background", "foreground"] = "background"
     """In the background training goes on, and a copy of the state waits in memory meanwhile."""
     patience_s: float = 120.0

@@ -98,7 +98,16 @@ def name_best(run: str, standing: Standing) -> None:
 def read_best(run: str) -> Best | None:
     """The best model's record; None when no validation gave a number."""
     place = Location.of(run).child(FOLDER).child(RECORD)
-    return Best(**json.loads(place.read_bytes())) if place.exists() else None
+    if not place.exists():
+        return None
+    try:
+        found = Best(**json.loads(place.read_bytes()))
+        float(found.figures[found.figure])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"{place} is damaged ({error}): delete it, and the model of the last step is taken"
+        ) from error
+    return found
 
 
 def has_model(run: str, step: int) -> bool:

@@ -74,7 +74,7 @@ def model_card(
     *,
     split: str,
     run_id: str,
-    total_steps: int,
+    steps: int,
     metrics: Mapping[str, float],
     measured: str,
 ) -> str:
@@ -97,7 +97,7 @@ def model_card(
 - **Body** {body_of(model)}
 - **Trained on** {len(images)} images ({shown} px), dataset digest
   `{dataset.info.digest}`
-- **Run** `{run_id}`, {total_steps} steps
+- **Run** `{run_id}`, {steps} steps
 
 | {measured} | |
 |---|---|

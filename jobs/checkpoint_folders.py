@@ -73,7 +73,7 @@ def prune(
 
 
 def best(checkpoints: Location, steps: Iterable[int]) -> list[int]:
-    """Those of the steps that validation found better than all before, best first."""
+    """Those of the steps whose model was validated just then, best first."""
     scores: dict[int, float] = {}
     for step in steps:
         with contextlib.suppress(ValueError, OSError):

@@ -42,5 +42,5 @@ def read_lessons(folder: str) -> Lessons:
             around=tuple((int(first), int(end)) for first, end in found["around"]),
             bounded=None if bounded is None else BoundedConfig(**bounded),
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{place} is damaged ({error}); choose another name") from error

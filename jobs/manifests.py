@@ -9,7 +9,7 @@ it can run code.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from blake3 import blake3
@@ -114,10 +114,19 @@ class Manifest:
             raise ValueError(f"names {', '.join(self.states)} as what the optimizer keeps")
 
     def write(self, folder: Location) -> None:
-        """Put it beside its parts, whole or not at all: from now on this is a checkpoint."""
+        """Put it beside its parts, whole or not at all: from now on this is a checkpoint.
+
+        What would be too long to be read goes without its oldest records.
+        """
         told = {"version": VERSION, **asdict(self)}
         signed = {"blake3": _checksum(told), **told}
-        folder.child(MANIFEST).write_bytes(json.dumps(signed, indent=1).encode())
+        content = json.dumps(signed, indent=1).encode()
+        records = self.progress.records
+        if len(content) > MAX_MANIFEST_BYTES and records:
+            newest = replace(self.progress, records=records[(len(records) + 1) // 2 :])
+            replace(self, progress=newest).write(folder)
+            return
+        folder.child(MANIFEST).write_bytes(content)
 
 
 def read_manifest(folder: Location) -> Manifest:

@@ -64,7 +64,9 @@ class OffenderRecord:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._writer.shutdown(cancel_futures=kind is not None)
+        # who stops a training does not wait; one that gives up refers to these artifacts
+        stopped = kind is not None and not issubclass(kind, Exception)
+        self._writer.shutdown(cancel_futures=stopped)
 
     def __call__(self, event: Event) -> None:
         """Take an event; returns at once."""

@@ -33,6 +33,7 @@ FIGURES_EVERY = 5
 ACTIVITIES = {
     "torch.distributed": "talking",
     "jobs.batches": "reading",
+    "jobs.best": "saving",
     "jobs.checkpoints": "saving",
     "jobs.exporting": "saving",
 }

@@ -38,6 +38,9 @@ def read_record(folder: str) -> RunRecord | None:
     if not place.exists():
         return None
     try:
-        return RunRecord(**json.loads(place.read_bytes()))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        found = RunRecord(**json.loads(place.read_bytes()))
+        if not (isinstance(found.config, dict) and isinstance(found.digest, str)):
+            raise TypeError("its config or its digest is none")
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{place} is damaged ({error}); choose another name") from error
+    return found

@@ -82,6 +82,20 @@ class SmallerChunks:
         return replace(assignment, bounded=after)
 
 
+def within_lessons(
+    configured: BoundedConfig | None, folder: str, *, zero_stage: int
+) -> BoundedConfig | None:
+    """What is configured, with no more groups at once than the run in this folder could hold."""
+    learned = read_lessons(folder).bounded
+    # spread weights go through whole only, and the lesson was another stage's
+    if learned is None or zero_stage == 3:
+        return configured
+    if configured is None:
+        return learned
+    count = min(configured.groups_a_chunk, learned.groups_a_chunk)
+    return replace(configured, groups_a_chunk=count)
+
+
 def halved(bounded: BoundedConfig) -> BoundedConfig | None:
     """Half as many groups at once; None below one."""
     count = bounded.groups_a_chunk // 2

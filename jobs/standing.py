@@ -40,6 +40,12 @@ class ValidationConfig:
         if self.seed < 0:
             raise ValueError(f"validation.seed {self.seed} must not be negative")
 
+    @property
+    def measured(self) -> str:
+        """Which images, in words: figures of others are not compared."""
+        part = "all" if self.images is None else f"{self.images} drawn by seed {self.seed}"
+        return f"{self.split}: {part}"
+
 
 def goal_of(figure: str) -> str:
     """Whether a better model has the "higher" or the "lower" figure."""
@@ -65,6 +71,8 @@ class Standing:
 
     figure: str
     goal: str
+    measured: str
+    """On which images."""
     best: float | None = None
     best_step: int = 0
     since: int = 0
@@ -79,9 +87,10 @@ class Standing:
 
     @classmethod
     def of(cls, config: ValidationConfig, told: Mapping[str, Any]) -> "Standing":
-        """What a checkpoint told; a new one where it told nothing, or of another figure."""
-        if told.get("figure") != config.figure:
-            return cls(figure=config.figure, goal=goal_of(config.figure))
+        """What a checkpoint told; a new one where that was nothing, or of others."""
+        if (told.get("figure"), told.get("measured")) != (config.figure, config.measured):
+            goal = goal_of(config.figure)
+            return cls(figure=config.figure, goal=goal, measured=config.measured)
         return cls(**{**told, "kept": tuple(told["kept"])})
 
     def as_json(self) -> dict[str, Any]:

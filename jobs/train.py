@@ -34,7 +34,6 @@ from jobs.cluster import connect, require_lasting
 from jobs.events import Event, Journal, told_restarts
 from jobs.inbox import StepRecord
 from jobs.leaving import STOPPED
-from jobs.lessons import read_lessons
 from jobs.memory_limit import bounded_of, first_chunks
 from jobs.monitor import Monitor
 from jobs.offender_record import OffenderRecord
@@ -43,7 +42,7 @@ from jobs.resuming import unfinished_record
 from jobs.run_record import RunRecord
 from jobs.settings import to_dict, to_flat_dict
 from jobs.sharing import Seat, require_shares
-from jobs.smaller_chunks import SmallerChunks
+from jobs.smaller_chunks import SmallerChunks, within_lessons
 from jobs.stopping import stop_signals
 from jobs.targets import Labelled, head_config, read_labelled, require_grid
 from jobs.trace import Trace
@@ -65,7 +64,9 @@ def main(config: TrainConfig) -> TrainResult:
     model = model_config(config, dataset)
     labelled = trainable_images(config, model, dataset)
     folder = str(Location.of(config.storage_path).child(config.name))
-    bounded = read_lessons(folder).bounded or bounded_of(config, model, labelled.records)
+    bounded = within_lessons(
+        bounded_of(config, model, labelled.records), folder, zero_stage=config.engine.zero_stage
+    )
     before = unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
         f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
@@ -217,7 +218,9 @@ def train(
         raise unanswered(spool)
     last = dict(monitor.last.metrics) if monitor.last else {}
     log_profile(folder, spool.run.log_file)
-    return hand_out(config, model, dataset, run=spool.run, folder=folder, last=last)
+    return hand_out(
+        config, model, dataset, run=spool.run, folder=folder, steps=monitor.step, last=last
+    )
 
 
 def trace_of(config: TrainConfig, folder: str) -> Callable[[Sequence[StepRecord]], None] | None:

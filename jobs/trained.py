@@ -39,6 +39,7 @@ def hand_out(
     *,
     run: Run,
     folder: str,
+    steps: int,
     last: dict[str, float],
 ) -> TrainResult:
     """Register the model of a training that has ended: the best one where that was looked for.
@@ -49,13 +50,14 @@ def hand_out(
         dataset: what it was trained on.
         run: in MLflow.
         folder: of the run.
+        steps: that were made, fewer than configured where training ended early.
         last: figures of the last step.
     """
     made = Exported.last(str(Location.of(folder).child(MODEL)), figures=last)
     if config.validation is not None:
         made = Exported.best(folder) or made
     with on_this_disk(Location.of(made.folder)) as here:
-        version = register(config, here, model, dataset, run, made)
+        version = register(config, here, model, dataset, run, made, steps=steps)
     return TrainResult(
         run_id=run.run_id,
         model_folder=made.folder,
@@ -72,6 +74,8 @@ def register(
     dataset: Dataset,
     run: Run,
     made: Exported,
+    *,
+    steps: int,
 ) -> int | None:
     """Make the trained model a version of `register_as`; its number, or None without a name."""
     if config.register_as is None:
@@ -91,7 +95,7 @@ def register(
             dataset,
             split=config.split,
             run_id=run.run_id,
-            total_steps=config.total_steps,
+            steps=steps,
             metrics=made.figures,
             measured=made.measured,
         ),

@@ -22,6 +22,7 @@ from jobs.checkpoints import Checkpoints
 from jobs.determinism import computing_by
 from jobs.engine import build_engine
 from jobs.engine_state import states_kept
+from jobs.errors import MachineFault, UserError
 from jobs.events import Event
 from jobs.exporting import MODEL, export
 from jobs.guard import RollBack
@@ -33,6 +34,7 @@ from jobs.process_memory import keep_freed_blocks
 from jobs.profiling import Profiler
 from jobs.pulse import Heart
 from jobs.sharing import Comparison, Seat
+from jobs.smaller_chunks import memory_named
 from jobs.targets import read_labelled
 from jobs.validation import Validator
 from pipeline.dataset import open_dataset
@@ -145,6 +147,10 @@ class Loop:
                 self.around = self.guarded.guard.goes_around()
                 if self.validator:
                     self.validator.resume(progress.validation)
+            except (MachineFault, UserError):
+                # no other attempt may make these steps again, and they tell why it ends
+                self.flush()
+                raise
 
     def steps(self) -> str:
         """The steps from the last finished one on; a checkpoint every so often and after the last.
@@ -161,16 +167,15 @@ class Loop:
             done = step + 1
             self.validate(done)
             last = done == self.task.total_steps or self.stopped
-            if last or done % self.task.record.log_every_steps == 0:
+            leaves = self.heart.leaves(self.device)
+            ends = last or bool(leaves)
+            if ends or done % self.task.record.log_every_steps == 0:
                 self.flush()
-            if last or done % self.task.record.checkpoint_every_steps == 0:
-                self.save(done, wait=last)
+            if ends or done % self.task.record.checkpoint_every_steps == 0:
+                self.save(done, wait=ends)
             self.checkpoints.settle()
             self.heart.finished(done)
-            leaves = self.heart.leaves(self.device)
             if leaves and not last:
-                self.flush()
-                self.save(done, wait=True)
                 return leaves
         export(self.engine, self.task.model, self.folder.child(MODEL))
         return ""
@@ -229,7 +234,8 @@ class Loop:
         """Add what validation finds to the record of the step, when it is due."""
         if self.validator is None or not self.validator.due(done):
             return
-        found = self.validator(self.engine, step=done)
+        with memory_named(step=done - 1, rank=self.rank):
+            found = self.validator(self.engine, step=done)
         if self.unsent and (record := self.unsent[-1]).step == done:
             self.recent[-1] = self.unsent[-1] = replace(
                 record,

@@ -1,6 +1,7 @@
 """A saved model loads to the same outputs; a damaged or foreign folder is refused."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -189,3 +190,16 @@ def test_a_model_is_whole_or_refused(folder, monkeypatch):
             weights.save(build(other), target)
         with pytest.raises(ValueError, match=r"different saves|missing"):
             weights.load(target)
+
+
+def test_a_disk_that_takes_no_more_is_told_as_the_system_tells_it(folder):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = weights.load(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            weights.save(model, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

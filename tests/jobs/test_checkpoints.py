@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.checkpoint_folders import best, clear_leftovers, prune
 from jobs.errors import MachineFault, UserError
-from jobs.manifests import Progress
+from jobs.manifests import Manifest, PartEntry, Progress, read_manifest
 from jobs.monitor import StepRecord
 from jobs.parts import Key, checksum, write_part
 from jobs.small_world import in_small_world
@@ -289,6 +289,36 @@ def test_figures_of_steps_and_what_others_remember_come_back(tmp_path):
     assert found == progress
 
 
+def test_long_records_make_no_checkpoint_that_is_too_long_to_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.manifests.MAX_MANIFEST_BYTES", 20_000)
+    records = tuple(
+        StepRecord(step=step, metrics={"loss": 0.5}, images=[f"image-{step}"] * 100)
+        for step in range(1, 21)
+    )
+    manifest = Manifest(
+        step=20,
+        optimizer_steps=0,
+        states=(),
+        elements={"weight": 1},
+        buffers={},
+        parts=(
+            PartEntry(name="part-00000-of-00001-1a2b3c4d.safetensors", bytes=9, blake3="0" * 64),
+        ),
+        world_size=1,
+        zero_stage=2,
+        precision="fp32",
+        progress=Progress(step=20, records=records),
+        run_id="run",
+        config={},
+        dataset_digest="d" * 64,
+        made_by={},
+    )
+    manifest.write(Location.of(str(tmp_path)))
+    found = [each.step for each in read_manifest(Location.of(str(tmp_path))).progress.records]
+    assert 0 < len(found) < len(records)
+    assert found == list(range(21 - len(found), 21))
+
+
 def there_and_back(task: tuple[str, Progress], rank: int) -> Progress:
     folder, progress = task
     engine = made(VARIANT, seed=1)
@@ -311,6 +341,7 @@ def ten(good, tmp_path) -> Location:
         told["progress"] |= {
             "step": step,
             "validation": Standing(
+                measured="test: all",
                 figure="accuracy",
                 goal="higher",
                 newest=2.0 if step == 6 else float(step in (3, 8)),

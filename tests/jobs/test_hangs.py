@@ -124,17 +124,27 @@ def test_steps_that_take_long_stretch_the_patience():
     assert ranks(killed) == [1]
 
 
-def test_a_thread_inside_a_collective_talks_and_any_other_computes():
+@pytest.mark.parametrize(
+    ("module", "at"),
+    [
+        ("torch.distributed.distributed_c10d", "talking"),
+        ("jobs.batches", "reading"),
+        ("jobs.checkpoints", "saving"),
+        ("jobs.best", "saving"),
+        ("jobs.exporting", "saving"),
+        ("jobs.validation", "computing"),
+    ],
+)
+def test_what_a_thread_is_at_is_told_by_the_module_it_is_in(module, at):
     here = threading.get_ident()
-    assert activity(sys._current_frames(), training=here) == "computing"
     seen = []
 
     def wait() -> None:
         seen.append(activity(sys._current_frames(), training=here))
 
-    # as if torch.distributed's own code waited
-    exec("wait()", {"__name__": "torch.distributed.distributed_c10d", "wait": wait})
-    assert seen == ["talking"]
+    # as if that module's own code waited
+    exec("wait()", {"__name__": module, "wait": wait})
+    assert seen == [at]
 
 
 def test_a_node_says_how_busy_it_is():

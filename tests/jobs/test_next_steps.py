@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ from jobs.evaluate import EvaluateConfig
 from jobs.orders import GenerateConfig, Order, order_of
 from jobs.targets import Labelled
 from jobs.train import model_config
-from jobs.trained import TrainResult
+from jobs.trained import TrainResult, hand_out
 from pipeline.dataset import open_dataset
 from pipeline.storage import Location
 from tests.jobs.small_generating import train_config, write_dataset
@@ -126,7 +127,27 @@ def test_a_card_says_how_large_images_may_be(dataset, face, changes, says):
         config = train_config(dataset, face)
     config = replace(config, model=replace(config.model, **changes))
     card = model_card(
-        "m", model_config(config, opened), opened, split="train", run_id="r", total_steps=1,
+        "m", model_config(config, opened), opened, split="train", run_id="r", steps=1,
         metrics={}, measured="last step",
     )  # fmt: skip
     assert f"- **Images** of 1 bands in groups of 8 px,\n  patches of 4 px; {says}" in card
+
+
+def test_a_card_says_how_many_steps_were_made_where_training_ended_early(
+    dataset, tmp_path, monkeypatch
+):
+    opened, config = open_dataset(dataset), encoder_config(dataset, register_as="m", total_steps=90)
+    cards = []
+    monkeypatch.setattr(
+        "jobs.trained.registry.register", lambda *_, card, **settings: cards.append(card) or 1
+    )
+    hand_out(
+        config,
+        model_config(config, opened),
+        opened,
+        run=SimpleNamespace(run_id="r"),
+        folder=str(tmp_path),
+        steps=20,
+        last={"loss": 0.5},
+    )
+    assert "- **Run** `r`, 20 steps" in cards[0]

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from jobs.errors import MachineFault
 from jobs.events import Event
 from jobs.offender_record import SKIPPED, OffenderRecord, extreme_groups
 from jobs.offenders import MOST, Offender, number, standing_out
@@ -115,3 +116,13 @@ def test_artifacts_that_fail_are_told_and_nothing_else_fails(dataset, capsys):
     with OffenderRecord(dataset, split="no", run=Run(), console=Console()) as record:
         record(skipped([{"id": "unknown", "loss": 1.0}]))
     assert "step 7: no picture of its images" in capsys.readouterr().out
+
+
+def test_a_training_that_gives_up_leaves_the_artifacts_that_it_refers_to(dataset):
+    run, split = Run(), dataset.images()[0].split
+    record = OffenderRecord(dataset, split=split, run=run, console=Console())
+    for step in (5, 6, 7):
+        record(replace(skipped([{"id": "good", "loss": 1.5}]), step=step))
+    record.__exit__(MachineFault, MachineFault("going back has not helped"), None)
+    names = {f"offenders/step-{step:07d}" for step in (5, 6, 7)}
+    assert run.files.keys() == {f"{name}.{end}" for name in names for end in ("json", "png")}

@@ -1,9 +1,11 @@
-"""A training has one MLflow run, also when its driver was killed as soon as it had made it."""
+"""What a run's folder says of it: one MLflow run however a driver ends; damage in one line."""
 
 import mlflow
 import pytest
 
-from jobs.run_record import RunRecord, read_record
+from jobs.best import FOLDER, read_best
+from jobs.best import RECORD as BEST
+from jobs.run_record import RECORD, RunRecord, read_record
 from jobs.train import begun
 from tests.jobs.small_training import train_config
 
@@ -47,3 +49,31 @@ def test_trainings_of_one_name_in_other_folders_are_other_runs(tmp_path):
     for name in ("one", "other"):
         begun(config, BLANK, now=BLANK, folder=str(tmp_path / name))
     assert len(set(runs())) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"run_id": "1", "config": 3, "digest": "d"}',
+        '{"run_id": "1", "config": {}, "digest": null}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_record_of_a_run_is_named(tmp_path, content):
+    (tmp_path / RECORD).write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        read_record(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"step": 3}', '{"step": 3, "figure": "loss", "figures": {}}', "[" * 100_000],
+)
+def test_a_damaged_record_of_the_best_model_is_named(tmp_path, content):
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / BEST).write_text(content)
+    with pytest.raises(ValueError, match=r"best\.json is damaged"):
+        read_best(str(tmp_path))

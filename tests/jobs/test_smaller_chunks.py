@@ -12,7 +12,7 @@ from jobs.errors import MachineFault
 from jobs.events import Event
 from jobs.lessons import FILE, Lessons, read_lessons
 from jobs.memory_limit import first_chunks
-from jobs.smaller_chunks import OutOfMemory, SmallerChunks, memory_named
+from jobs.smaller_chunks import OutOfMemory, SmallerChunks, memory_named, within_lessons
 from jobs.targets import read_labelled
 from jobs.train import model_config
 from pipeline.dataset import open_dataset
@@ -105,6 +105,28 @@ def test_the_first_chunks_of_a_training_are_smaller_than_its_images(tiny_dataset
     assert 1 <= found.groups_a_chunk < max(len(each.groups) for each in records)
 
 
+@pytest.mark.parametrize(
+    ("configured", "stage", "taken"),
+    [
+        (None, 2, BoundedConfig(groups_a_chunk=4)),
+        (BoundedConfig(groups_a_chunk=9), 2, BoundedConfig(groups_a_chunk=4)),
+        (BoundedConfig(groups_a_chunk=2), 2, BoundedConfig(groups_a_chunk=2)),
+        (
+            BoundedConfig(groups_a_chunk=8, offload="host"),
+            0,
+            BoundedConfig(groups_a_chunk=4, offload="host"),
+        ),
+        (None, 3, None),
+    ],
+)
+def test_who_goes_on_may_take_less_than_was_learned_and_never_more(
+    tmp_path, configured, stage, taken
+):
+    assert within_lessons(configured, str(tmp_path), zero_stage=stage) == configured
+    Lessons(bounded=BoundedConfig(groups_a_chunk=4)).write(str(tmp_path))
+    assert within_lessons(configured, str(tmp_path), zero_stage=stage) == taken
+
+
 def test_lessons_are_kept_beside_each_other(tmp_path):
     lessons = Lessons(around=((3, 9), (20, 25)), bounded=BoundedConfig(groups_a_chunk=2))
     lessons.write(str(tmp_path))
@@ -112,7 +134,9 @@ def test_lessons_are_kept_beside_each_other(tmp_path):
     assert read_lessons(str(tmp_path / "another")) == Lessons()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"around": 1, "bounded": null}', "{}"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"around": 1, "bounded": null}', "{}", "[" * 100_000]
+)
 def test_a_damaged_file_of_lessons_is_named(tmp_path, content):
     (tmp_path / FILE).write_text(content)
     with pytest.raises(ValueError, match=r"guard\.json is damaged"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -48,8 +49,25 @@ def test_a_little_better_is_not_better_where_more_is_asked_for():
 def test_another_figure_starts_anew():
     (told,) = standings([0.3], ValidationConfig(figure="loss"))
     other = Standing.of(ValidationConfig(figure="auroc"), told.as_json())
-    assert other == Standing(figure="auroc", goal="higher")
+    assert (other.figure, other.goal, other.best, other.since) == ("auroc", "higher", None, 0)
     assert goal_of("amount/rmse") == "lower"
+
+
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [
+        ({"split": "other"}, True),
+        ({"images": 3}, True),
+        ({"images": 4, "seed": 1}, True),
+        ({"every_steps": 7, "patience": 2}, False),
+        ({"images": 4}, False),
+    ],
+)
+def test_figures_of_other_images_are_not_compared(change, anew):
+    config = ValidationConfig(images=4)
+    (told,) = standings([0.3], config)
+    other = Standing.of(replace(config, **change), told.as_json())
+    assert other.best == (None if anew else 0.3)
 
 
 def test_the_models_of_the_newest_checkpoints_are_remembered():

@@ -116,7 +116,8 @@ def test_the_best_comes_first_and_what_failed_not_at_all():
 def test_what_a_trials_process_says_is_understood(tmp_path, monkeypatch, code, said, value, reason):
     settings = {"storage_path": str(tmp_path), "name": "trial-0003"}
     trial = Trial(number=3, values={}, settings=settings)
-    best = Standing(figure="loss", goal="lower", best=0.25, best_step=8, figures={"loss": 0.25})
+    new = Standing.of(ValidationConfig(), {})
+    best = replace(new, best=0.25, best_step=8, figures={"loss": 0.25})
     name_best(trial.folder, best)
     done = SimpleNamespace(returncode=code, stderr=said)
     monkeypatch.setattr(trials.subprocess, "run", lambda *_, **__: done)

@@ -194,9 +194,8 @@ def test_the_latest_weights_would_have_been_others(results):
 
 
 def standing(*, step: int, kept: tuple[int, ...] = ()) -> Standing:
-    return Standing(
-        figure="loss", goal="lower", best=0.5, best_step=step, figures={"loss": 0.5}, kept=kept
-    )
+    new = Standing.of(VALIDATION, {})
+    return replace(new, best=0.5, best_step=step, figures={"loss": 0.5}, kept=kept)
 
 
 def test_models_that_no_checkpoint_speaks_of_are_deleted(named, tmp_path):
@@ -232,7 +231,7 @@ def test_a_best_model_that_is_gone_is_not_believed(named, tmp_path):
         return in_small_world(resume, (replace(task, folder=run), told), num_workers=1, threads=1)
 
     assert resumed(False) == standing(step=10)
-    assert resumed(True) == Standing(figure="loss", goal="lower")
+    assert resumed(True) == Standing.of(VALIDATION, {})
     assert not Location.of(str(tmp_path / "gone")).child(FOLDER).child(RECORD).exists()
 
 
