@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.errors import MachineFault
 from jobs.events import Event
-from jobs.mlflow_store import without_password
+from jobs.mlflow_store import quick_to_give_up, without_password
 from jobs.tracking import Run
 from pipeline.storage import Location
 
@@ -40,8 +40,6 @@ ENDING_S = 5.0
 """At the end of one that was broken off."""
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 """What MLflow says of a call that it will never take."""
-QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""MLflow itself would try for minutes, and the thread with it."""
 
 Call = dict[str, Any]
 
@@ -58,6 +56,8 @@ class Spool:
         self.run = run
         self.place = Location.of(folder).child(UNSENT)
         self.away = False
+        self.hurried: Mapping[str, str] = {}
+        """What the environment has beside the user's own, for MLflow to give up quickly."""
         self._events: deque[Event] = deque()
         self._calls: deque[Call] = deque(_read(self.place))
         self._kept = len(self._calls)
@@ -126,6 +126,16 @@ class Spool:
         while self._calls and time.monotonic() < until_s:
             time.sleep(0.05)
         return not self._calls
+
+    @contextmanager
+    def at_leisure(self) -> Iterator[None]:
+        """Within the block MLflow takes the time that it would: a model is more than figures."""
+        for name in self.hurried:
+            os.environ.pop(name, None)
+        try:
+            yield
+        finally:
+            os.environ.update(self.hurried)
 
     def close(self) -> None:
         """Send no more; what is unsent lies in the folder afterwards."""
@@ -218,8 +228,9 @@ def recorded(
     Raises:
         MachineFault: the block ended well, and MLflow has not got everything.
     """
-    with quick_to_give_up():
+    with quick_to_give_up() as hurried:
         spool = Spool(run, folder=folder)
+        spool.hurried = hurried
         spool.begin(params=params, tags=tags)
         status = "FAILED"
         try:
@@ -242,18 +253,6 @@ def unanswered(spool: Spool) -> MachineFault:
         f"MLflow at {without_password(spool.run.uri)} does not answer: everything is trained, and "
         f"what it has not got lies in {spool.place}; the same command sends it"
     )
-
-
-@contextmanager
-def quick_to_give_up() -> Iterator[None]:
-    """Within the block MLflow tries a request once, unless the user has said otherwise."""
-    added = {name: value for name, value in QUICK.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def _read(place: Location) -> list[Call]:

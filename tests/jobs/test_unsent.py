@@ -199,6 +199,21 @@ def test_a_training_that_ends_while_the_store_is_away_says_what_to_do(tmp_path, 
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
+def test_a_model_may_take_longer_than_figures_and_what_the_user_has_said_stays(
+    tmp_path, monkeypatch
+):
+    retries, timeout = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    monkeypatch.setenv(retries, "3")
+    monkeypatch.delenv(timeout, raising=False)
+    with recorded(FakeRun(), folder=str(tmp_path), params={}, tags={}) as spool:  # type: ignore[arg-type]
+        assert (os.environ[retries], os.environ[timeout]) == ("3", "10")
+        with spool.at_leisure():
+            assert os.environ[retries] == "3"
+            assert timeout not in os.environ
+        assert os.environ[timeout] == "10"
+    assert timeout not in os.environ
+
+
 class Server:
     """A real MLflow server on loopback that comes and goes."""
 
