@@ -59,6 +59,7 @@ class Spool:
         self.hurried: Mapping[str, str] = {}
         """What the environment has beside the user's own, for MLflow to give up quickly."""
         self._events: deque[Event] = deque()
+        self._refused: set[str] = set()
         self._calls: deque[Call] = deque(_read(self.place))
         self._kept = len(self._calls)
         self._in_record: int | None = None
@@ -163,10 +164,10 @@ class Spool:
                 self._in_record = self.run.last_step(MEASURED)
             _send(self.run, [each for each in calls if not self._is_old(each)])
         except Exception as error:
-            if getattr(error, "error_code", None) not in REFUSALS:
+            if not _is_final(error):
                 self._wait(error)
                 return
-            self._say("record refuses", f"MLflow refuses {calls[0]['call']}: {_line(error)}")
+            self._tell_refusal(calls[0]["call"], error)
         with self._lock:
             for _ in calls:
                 self._calls.popleft()
@@ -198,9 +199,20 @@ class Spool:
     def _wait(self, error: Exception) -> None:
         if not self.away:
             self.away = True
-            self._say("record away", f"MLflow does not answer, its record is kept ({_line(error)})")
+            self._say("record away", f"MLflow is away, its record is kept ({self._line(error)})")
         self._keep()
         self._stop.wait(RETRY_S)
+
+    def _tell_refusal(self, call: str, error: Exception) -> None:
+        """The first one of each kind of call: to record an event takes calls, too."""
+        if call not in self._refused:
+            self._refused.add(call)
+            self._say("record refuses", f"MLflow refuses {call}: {self._line(error)}")
+
+    def _line(self, error: Exception) -> str:
+        """For everybody's eyes: MLflow names the store with the password that its address has."""
+        said = str(error).replace(self.run.uri, without_password(self.run.uri))
+        return said.splitlines()[0][:200] if said else type(error).__name__
 
     def _keep(self) -> None:
         """The folder has what is unsent; one that does not answer gets it the next time."""
@@ -278,9 +290,10 @@ def _send(run: Run, calls: Sequence[Call]) -> None:
 
 
 def _is_step(call: Call) -> bool:
-    return call["call"] == "log_metrics" and MEASURED in call["metrics"]
+    return call["call"] == "log_metrics" and MEASURED in call.get("metrics", {})
 
 
-def _line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _is_final(error: Exception) -> bool:
+    """Whether the same call would only fail again: refused, or not to be made of a file's line."""
+    code = getattr(error, "error_code", None)
+    return code in REFUSALS or isinstance(error, TypeError | KeyError)
