@@ -35,6 +35,8 @@ ACTIVITIES = {
     "jobs.batches": "reading",
     "jobs.checkpoints": "saving",
     "jobs.exporting": "saving",
+    "jobs.best": "saving",
+    "jobs.profiling": "saving",
 }
 """By module; on a stack the innermost counts."""
 

@@ -139,6 +139,17 @@ def test_a_thread_inside_a_collective_talks_and_any_other_computes():
     assert seen == ["talking"]
 
 
+def test_writing_the_best_model_or_a_profile_is_saving_too():
+    for module in ("jobs.checkpoints", "jobs.best", "jobs.profiling"):
+        seen = []
+
+        def look(seen: list[str] = seen) -> None:
+            seen.append(activity(sys._current_frames(), training=threading.get_ident()))
+
+        exec("look()", {"__name__": module, "look": look})
+        assert seen == ["saving"]
+
+
 def test_what_a_worker_is_at_counts_from_the_last_thing_that_it_got_done(monkeypatch):
     now_s = [0.0]
     monkeypatch.setattr(pulse_module, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
