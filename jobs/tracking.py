@@ -200,7 +200,7 @@ def open_run(
             run.begin(params=params or {}, tags=tags or {})
         yield run
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:

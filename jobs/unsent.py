@@ -248,7 +248,7 @@ def recorded(
         try:
             yield spool
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
         finally:

@@ -223,7 +223,8 @@ def test_calls_that_no_run_has_are_not_made_for_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+    ("error", "status"),
+    [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
 )
 def test_a_training_that_breaks_does_not_stay_running(tmp_path, error, status):
     run = FakeRun()
