@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import ControllerError, NCCLHangError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerGroupStartupFailedError,
@@ -45,6 +45,7 @@ AGAIN = {
     "a store is away": of_workers(w0=raised(TimeoutError("s3://b/k: not for 120 s"))),
     "workers did not start": ControllerError(WorkerGroupStartupFailedError("node gone")),
     "the controller died": ActorDiedError(),
+    "NCCL tells Ray of a hang": NCCLHangError("all wait", {}),
 }
 NEVER_AGAIN = {
     "a user's mistake": of_workers(w0=raised(UserError("lr 5")), w1=raised(NO_ANSWER)),
