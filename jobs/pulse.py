@@ -126,7 +126,7 @@ class Heart:
         )
 
     def at(self) -> tuple[str, float]:
-        """What this worker is at, and for how long: in this step, and since it got anything done."""
+        """What this worker is at, and for how long without getting anything done."""
         frames = sys._current_frames()
         at = activity(frames, training=self._trained_by) if self._began else "starting"
         if at != self._at:

@@ -165,19 +165,19 @@ def test_what_a_worker_is_at_counts_from_the_last_thing_that_it_got_done(monkeyp
     assert heart.at() == ("computing", 0.0)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """As NVIDIA's library says it."""
 
 
 def test_a_gpu_that_cannot_be_measured_does_not_end_the_pulse(monkeypatch):
     def refuse(handle: int) -> None:
-        raise Refused
+        raise RefusedError
 
     def memory(handle: int) -> SimpleNamespace:
         return SimpleNamespace(used=2e9)
 
     library = SimpleNamespace(
-        NVMLError=Refused,
+        NVMLError=RefusedError,
         nvmlInit=lambda: None,
         nvmlDeviceGetCount=lambda: 1,
         nvmlDeviceGetHandleByIndex=lambda number: number,
