@@ -59,6 +59,8 @@ class Attempts:
         while True:
             before = committed_step(self.folder)
             assignment = replace(assignment, inbox=self.monitor.open_inbox())
+            # a signal that came before had nobody to ask
+            self._raise_if_stopped(None)
             try:
                 left = self._attempt(assignment)
             except Exception as error:

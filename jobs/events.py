@@ -44,14 +44,16 @@ class Journal:
     def __init__(self, folder: str) -> None:
         self.place = Location.of(folder).child(EVENTS)
         self.events = read_events(folder)
-        # what a kill has cut off is not appended to: the first event writes the file anew
+        # what was cut off is not appended to: after a kill or a fault the file is written anew
         self._written = 0
 
     def add(self, event: Event) -> None:
         """Keep an event; where the folder does not answer, it is written with the next one."""
         self.events.append(event)
-        with contextlib.suppress(OSError):
+        try:
             self._write()
+        except OSError:
+            self._written = 0
 
     def _write(self) -> None:
         if self.place.is_local and self._written:

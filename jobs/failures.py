@@ -16,10 +16,11 @@ from jobs.runner import USER_MISTAKES, root_cause
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, OwnerDiedError)
 SILENCES = (ConnectionError, TimeoutError)
 """Of the other workers, or of the store that holds the data or the checkpoints."""
-UNSTARTED = {
+UNANSWERING = {
     "WorkerGroupStartupFailedError",
     "WorkerGroupStartupTimeoutError",
     "WorkerHealthCheckTimeoutError",
+    "NCCLHangError",
 }
 OUT_OF_MEMORY = ("NODE_OUT_OF_MEMORY", "running low on memory")
 """Words of Ray's memory monitor."""
@@ -48,7 +49,7 @@ def failure_of(error: BaseException) -> Failure | None:
             whose = "one of Ray's own processes " if rank is None else ""
             return Failure(cause=whose + _of_death(leaf), rank=rank)
     for rank, leaf in leaves:
-        if type(leaf).__name__ in UNSTARTED:
+        if type(leaf).__name__ in UNANSWERING:
             cause = _line(leaf) if rank is None else "does not answer Ray"
             return Failure(cause=cause, rank=rank)
     root = root_cause(error)

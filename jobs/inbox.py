@@ -42,7 +42,7 @@ class Pulse:
     at: str = "starting"
     """Starting, reading, computing, talking (to the other workers), saving, or done."""
     since_s: float = 0.0
-    """How long it has been at that in this step."""
+    """How long it has been at that without getting anything done."""
     figures: Mapping[str, float] | None = None
     """Load of its node; one worker of a node measures it."""
 

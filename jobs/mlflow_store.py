@@ -6,6 +6,8 @@ beside it. Look at it with `mlflow ui --backend-store-uri sqlite:///mlflow.db`.
 
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import requests
@@ -15,6 +17,8 @@ from jobs.errors import MachineFault, UserError
 
 REACH_TIMEOUT_S = 5.0
 SQLITE = "sqlite:///"
+QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""MLflow itself would try for minutes, and whoever asks it with it."""
 
 
 def tracking_uri() -> str:
@@ -84,3 +88,18 @@ def without_password(uri: str) -> str:
     scheme, mark, rest = uri.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+
+
+@contextmanager
+def quick_to_give_up() -> Iterator[Mapping[str, str]]:
+    """Within the block MLflow tries a request once, unless the user has said otherwise.
+
+    Gives what was added to the environment for it.
+    """
+    added = {name: value for name, value in QUICK.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield added
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -36,6 +36,8 @@ ACTIVITIES = {
     "jobs.best": "saving",
     "jobs.checkpoints": "saving",
     "jobs.exporting": "saving",
+    "jobs.best": "saving",
+    "jobs.profiling": "saving",
 }
 """By module; on a stack the innermost counts."""
 
@@ -72,11 +74,16 @@ class Heart:
         self._thread.join(timeout=ANSWER_S)
         with contextlib.suppress(RayError):
             # others may still have something to do
-            self.inbox.beat.remote(self._pulse("done"))
+            self.inbox.beat.remote(self._pulse("done", 0.0))
 
     def finished(self, step: int) -> None:
         """So many steps are done."""
         self._step, self._began = step, True
+        self.advances()
+
+    def advances(self) -> None:
+        """Something that may take long in a step is done, as a part of a validation is."""
+        self._since_s = time.monotonic()
 
     def leaves(self, device: torch.device) -> str:
         """Why all workers leave after this step, or nothing; every worker asks after every step."""
@@ -89,7 +96,7 @@ class Heart:
             figures = self.load.figures() if self.load and beats % FIGURES_EVERY == 0 else None
             with contextlib.suppress(RayError):
                 order = ray.get(
-                    self.inbox.beat.remote(self._pulse(self._activity(), figures)),
+                    self.inbox.beat.remote(self._pulse(*self.at(), figures)),
                     timeout=ANSWER_S,
                 )
                 self._wants = order or self._wants
@@ -119,14 +126,15 @@ class Heart:
             )
         )
 
-    def _activity(self) -> str:
+    def at(self) -> tuple[str, float]:
+        """What this worker is at, and for how long without getting anything done."""
         frames = sys._current_frames()
         at = activity(frames, training=self._trained_by) if self._began else "starting"
         if at != self._at:
             self._at, self._since_s = at, time.monotonic()
-        return at
+        return at, time.monotonic() - self._since_s
 
-    def _pulse(self, at: str, figures: Mapping[str, float] | None = None) -> Pulse:
+    def _pulse(self, at: str, since_s: float, figures: Mapping[str, float] | None = None) -> Pulse:
         return Pulse(
             rank=self.rank,
             num_workers=self.num_workers,
@@ -135,7 +143,7 @@ class Heart:
             hostname=socket.gethostname(),
             step=self._step,
             at=at,
-            since_s=time.monotonic() - self._since_s,
+            since_s=since_s,
             figures=figures,
         )
 
@@ -194,10 +202,17 @@ def _gpus() -> list[Any]:
     except pynvml.NVMLError:
         return []
 
+    ways: dict[str, Callable[[Any], float]] = {
+        "percent": lambda handle: float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+        "memory_gb": lambda handle: pynvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9,
+    }
+
     def measure(handle: Any) -> dict[str, float]:
-        return {
-            "percent": float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-            "memory_gb": pynvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9,
-        }
+        found = {}
+        for name, way in ways.items():
+            # parts of a GPU and virtual ones do not tell all, and one may be lost
+            with contextlib.suppress(pynvml.NVMLError):
+                found[name] = way(handle)
+        return found
 
     return [lambda handle=handle: measure(handle) for handle in handles]

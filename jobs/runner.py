@@ -5,6 +5,7 @@
 """
 
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -43,6 +44,12 @@ def exit_codes(name: str, *, debug: bool = False) -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(getattr(error, "exit_code", 130)) from None
+    except SystemExit as error:
+        # Ray's handler of SIGTERM, where a job has none of its own
+        if error.code != signal.SIGTERM:
+            raise
+        print(f"farreach {name}: ended by SIGTERM", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
         if debug:
             traceback.print_exc()

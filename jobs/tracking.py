@@ -177,7 +177,9 @@ def known_run(run_id: str) -> Run:
     import mlflow
 
     with _mlflow_faults(store):
-        mlflow.MlflowClient().get_run(run_id)
+        info = mlflow.MlflowClient().get_run(run_id).info
+    if info.lifecycle_stage != "active":
+        raise UserError(f"MLflow run {run_id} was deleted: restore it, or choose another name")
     return Run(run_id=run_id, uri=store)
 
 
@@ -198,7 +200,7 @@ def open_run(
             run.begin(params=params or {}, tags=tags or {})
         yield run
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:

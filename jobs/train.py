@@ -217,10 +217,11 @@ def train(
     if not spool.sent(patience_s=PATIENCE_S):
         raise unanswered(spool)
     last = dict(monitor.last.metrics) if monitor.last else {}
-    log_profile(folder, spool.run.log_file)
-    return hand_out(
-        config, model, dataset, run=spool.run, folder=folder, steps=monitor.step, last=last
-    )
+    with spool.at_leisure():
+        log_profile(folder, spool.run.log_file)
+        return hand_out(
+            config, model, dataset, run=spool.run, folder=folder, steps=monitor.step, last=last
+        )
 
 
 def trace_of(config: TrainConfig, folder: str) -> Callable[[Sequence[StepRecord]], None] | None:

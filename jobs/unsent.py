@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.errors import MachineFault
 from jobs.events import Event
-from jobs.mlflow_store import without_password
+from jobs.mlflow_store import quick_to_give_up, without_password
 from jobs.tracking import Run
 from pipeline.storage import Location
 
@@ -40,8 +40,6 @@ ENDING_S = 5.0
 """At the end of one that was broken off."""
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 """What MLflow says of a call that it will never take."""
-QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""MLflow itself would try for minutes, and the thread with it."""
 
 Call = dict[str, Any]
 
@@ -58,7 +56,10 @@ class Spool:
         self.run = run
         self.place = Location.of(folder).child(UNSENT)
         self.away = False
+        self.hurried: Mapping[str, str] = {}
+        """What the environment has beside the user's own, for MLflow to give up quickly."""
         self._events: deque[Event] = deque()
+        self._refused: set[str] = set()
         self._calls: deque[Call] = deque(_read(self.place))
         self._kept = len(self._calls)
         self._in_record: int | None = None
@@ -127,6 +128,16 @@ class Spool:
             time.sleep(0.05)
         return not self._calls
 
+    @contextmanager
+    def at_leisure(self) -> Iterator[None]:
+        """Within the block MLflow takes the time that it would: a model is more than figures."""
+        for name in self.hurried:
+            os.environ.pop(name, None)
+        try:
+            yield
+        finally:
+            os.environ.update(self.hurried)
+
     def close(self) -> None:
         """Send no more; what is unsent lies in the folder afterwards."""
         self._stop.set()
@@ -153,10 +164,10 @@ class Spool:
                 self._in_record = self.run.last_step(MEASURED)
             _send(self.run, [each for each in calls if not self._is_old(each)])
         except Exception as error:
-            if getattr(error, "error_code", None) not in REFUSALS:
+            if not _is_final(error):
                 self._wait(error)
                 return
-            self._say("record refuses", f"MLflow refuses {calls[0]['call']}: {_line(error)}")
+            self._tell_refusal(calls[0]["call"], error)
         with self._lock:
             for _ in calls:
                 self._calls.popleft()
@@ -188,9 +199,20 @@ class Spool:
     def _wait(self, error: Exception) -> None:
         if not self.away:
             self.away = True
-            self._say("record away", f"MLflow does not answer, its record is kept ({_line(error)})")
+            self._say("record away", f"MLflow is away, its record is kept ({self._line(error)})")
         self._keep()
         self._stop.wait(RETRY_S)
+
+    def _tell_refusal(self, call: str, error: Exception) -> None:
+        """The first one of each kind of call: to record an event takes calls, too."""
+        if call not in self._refused:
+            self._refused.add(call)
+            self._say("record refuses", f"MLflow refuses {call}: {self._line(error)}")
+
+    def _line(self, error: Exception) -> str:
+        """For everybody's eyes: MLflow names the store with the password that its address has."""
+        said = str(error).replace(self.run.uri, without_password(self.run.uri))
+        return said.splitlines()[0][:200] if said else type(error).__name__
 
     def _keep(self) -> None:
         """The folder has what is unsent; one that does not answer gets it the next time."""
@@ -218,14 +240,15 @@ def recorded(
     Raises:
         MachineFault: the block ended well, and MLflow has not got everything.
     """
-    with quick_to_give_up():
+    with quick_to_give_up() as hurried:
         spool = Spool(run, folder=folder)
+        spool.hurried = hurried
         spool.begin(params=params, tags=tags)
         status = "FAILED"
         try:
             yield spool
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
         finally:
@@ -242,18 +265,6 @@ def unanswered(spool: Spool) -> MachineFault:
         f"MLflow at {without_password(spool.run.uri)} does not answer: everything is trained, and "
         f"what it has not got lies in {spool.place}; the same command sends it"
     )
-
-
-@contextmanager
-def quick_to_give_up() -> Iterator[None]:
-    """Within the block MLflow tries a request once, unless the user has said otherwise."""
-    added = {name: value for name, value in QUICK.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def _read(place: Location) -> list[Call]:
@@ -279,9 +290,10 @@ def _send(run: Run, calls: Sequence[Call]) -> None:
 
 
 def _is_step(call: Call) -> bool:
-    return call["call"] == "log_metrics" and MEASURED in call["metrics"]
+    return call["call"] == "log_metrics" and MEASURED in call.get("metrics", {})
 
 
-def _line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _is_final(error: Exception) -> bool:
+    """Whether the same call would only fail again: refused, or not to be made of a file's line."""
+    code = getattr(error, "error_code", None)
+    return code in REFUSALS or isinstance(error, TypeError | KeyError)

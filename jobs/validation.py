@@ -7,7 +7,7 @@ average is kept: that is what is exported), filled in anew each time. The figure
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,7 @@ class Validator:
         seat: the worker's place among all.
         crew: who holds the images' other groups.
         device: of the worker.
+        advances: hears of every part of the images that is measured.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Validator:
         seat: Seat,
         crew: Crew,
         device: torch.device,
+        advances: Callable[[], None],
     ) -> None:
+        self.advances = advances
         self.config, self.task, self.dataset = config, task, dataset
         self.seat, self.device = seat, device
         self.runner = runner_of(task.bounded, crew=crew)
@@ -142,6 +145,7 @@ class Validator:
                 runner=self.runner,
                 seat=self.seat,
             )
+            self.advances()
             yield from zip(part, found, strict=True)
 
     def _dealt(self) -> list[list[int]]:

@@ -98,6 +98,11 @@ class KillsConfig:
         return ("driver",) if self.workers else self.victims
 
     @property
+    def overrides(self) -> list[list[str]]:
+        """Of the driver's starts, in turn; without `workers` there are as many as ever."""
+        return [[f"workers.num_workers={each}"] for each in self.workers] or [[]]
+
+    @property
     def accepted(self) -> float:
         """The tolerance that is in force."""
         if self.tolerance is not None:
@@ -196,11 +201,10 @@ def trained(
         with console.status("training undisturbed"):
             taken_s = undisturbed.run_to_its_end()
         console.print(f"undisturbed: {taken_s:.0f} s")
-        numbers = asked.workers or (config.workers.num_workers,)
         trial = KilledTraining(
             training=killed,
             patience_s=asked.patience_s,
-            overrides=[[f"workers.num_workers={each}"] for each in numbers],
+            overrides=asked.overrides,
             tell=lambda line: console.print(line, soft_wrap=True),
         )
         plan = plan_kills(

@@ -223,6 +223,7 @@ class Loop:
             seat=self.seat,
             crew=self.crew,
             device=self.device,
+            advances=self.heart.advances,
         )
 
     @property

@@ -1,13 +1,13 @@
 """Which failures start the workers again, how often, and what is told of it."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import ControllerError, NCCLHangError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerGroupStartupFailedError,
@@ -45,6 +45,7 @@ AGAIN = {
     "a store is away": of_workers(w0=raised(TimeoutError("s3://b/k: not for 120 s"))),
     "workers did not start": ControllerError(WorkerGroupStartupFailedError("node gone")),
     "the controller died": ActorDiedError(),
+    "NCCL tells Ray of a hang": NCCLHangError("all wait", {}),
 }
 NEVER_AGAIN = {
     "a user's mistake": of_workers(w0=raised(UserError("lr 5")), w1=raised(NO_ANSWER)),
@@ -120,9 +121,11 @@ class Story:
     outcomes: list[Any]
     folder: Any
     told: list[FakeAssignment] = field(default_factory=list)
+    meanwhile: Callable[[], None] = lambda: None
 
     def __call__(self, assignment: FakeAssignment) -> str:
         self.told.append(assignment)
+        self.meanwhile()
         outcome = self.outcomes[len(self.told) - 1]
         if isinstance(outcome, tuple):
             step, outcome = outcome
@@ -206,7 +209,7 @@ def test_workers_that_leave_early_are_followed_by_others(tmp_path, stop):
 
 def test_a_stop_ends_after_the_checkpoint_and_says_where(tmp_path, stop):
     trying = attempts(tmp_path, stop, [(40, "stopped")])
-    stop.ask(signal.SIGTERM, None)
+    trying.fit.meanwhile = lambda: stop.ask(signal.SIGTERM, None)
     with pytest.raises(Stopped, match="after step 40, which is saved; the same command") as caught:
         trying.run(FakeAssignment())
     assert caught.value.exit_code == 143
@@ -214,10 +217,18 @@ def test_a_stop_ends_after_the_checkpoint_and_says_where(tmp_path, stop):
 
 def test_a_stop_ends_also_where_the_workers_break_meanwhile(tmp_path, stop):
     trying = attempts(tmp_path, stop, [LOST])
-    stop.ask(signal.SIGINT, None)
+    trying.fit.meanwhile = lambda: stop.ask(signal.SIGINT, None)
     with pytest.raises(Stopped) as caught:
         trying.run(FakeAssignment())
     assert caught.value.exit_code == 130
+
+
+def test_a_signal_that_found_no_workers_to_ask_starts_none(tmp_path, stop):
+    trying = attempts(tmp_path, stop, [""])
+    stop.ask(signal.SIGTERM, None)
+    with pytest.raises(Stopped, match="before there was a checkpoint"):
+        trying.run(FakeAssignment())
+    assert trying.fit.told == []
 
 
 def test_a_second_signal_ends_at_once(stop):

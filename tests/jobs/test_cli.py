@@ -1,5 +1,6 @@
 """Every command helps quickly, and what goes wrong is one line and an exit code."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ def ended(error: BaseException, capsys, *, debug: bool = False) -> tuple[int, st
         (KeyError("x"), 1, "farreach train: KeyError: 'x' (--debug shows the traceback)\n"),
         (RuntimeError(), 1, "farreach train: RuntimeError: RuntimeError (--debug"),
         (KeyboardInterrupt(), 130, "farreach train: interrupted\n"),
+        # what Ray makes of a SIGTERM
+        (SystemExit(signal.SIGTERM), 143, "farreach train: ended by SIGTERM\n"),
     ],
 )
 def test_an_error_becomes_its_exit_code_and_one_line(error, status, line, capsys):

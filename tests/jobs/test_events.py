@@ -1,5 +1,7 @@
 """What happened to a run stays in its folder, also when a kill cuts off the last line."""
 
+from pathlib import Path
+
 from jobs.events import Event, Journal, num_restarts, read_events, told_restarts
 
 
@@ -28,6 +30,23 @@ def test_a_line_that_was_cut_off_is_left_out_and_not_written_on(tmp_path):
     again.add(event("worker hangs", 9))
     kinds = [each.kind for each in read_events(str(tmp_path))]
     assert kinds == ["worker lost", "continued", "worker hangs"]
+
+
+def test_an_event_that_a_full_disk_has_cut_off_is_written_again(tmp_path, monkeypatch):
+    happened = [event("worker lost", 5), event("continued", 5), event("best", 6)]
+    journal = Journal(str(tmp_path))
+    journal.add(happened[0])
+
+    def fills(place: Path, mode: str) -> None:
+        with open(place, mode) as file:
+            file.write('{"kind": "contin')
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fills)
+        journal.add(happened[1])
+    journal.add(happened[2])
+    assert read_events(str(tmp_path)) == happened
 
 
 def test_a_folder_that_does_not_answer_loses_nothing(tmp_path):

@@ -3,14 +3,16 @@
 import sys
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import pulse as pulse_module
 from jobs.hangs import PATIENT, STEPS, HangWatch, hanging
 from jobs.inbox import Delivery, Pulse, StepRecord
-from jobs.pulse import NodeLoad, activity
+from jobs.pulse import Heart, NodeLoad, activity
 
 PATIENCE_S = 300.0
 
@@ -145,6 +147,58 @@ def test_what_a_thread_is_at_is_told_by_the_module_it_is_in(module, at):
     # as if that module's own code waited
     exec("wait()", {"__name__": module, "wait": wait})
     assert seen == [at]
+
+
+def test_writing_the_best_model_or_a_profile_is_saving_too():
+    for module in ("jobs.checkpoints", "jobs.best", "jobs.profiling"):
+        seen = []
+
+        def look(seen: list[str] = seen) -> None:
+            seen.append(activity(sys._current_frames(), training=threading.get_ident()))
+
+        exec("look()", {"__name__": module, "look": look})
+        assert seen == ["saving"]
+
+
+def test_what_a_worker_is_at_counts_from_the_last_thing_that_it_got_done(monkeypatch):
+    now_s = [0.0]
+    monkeypatch.setattr(pulse_module, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    heart = Heart(None, rank=0, num_workers=2, first_on_node=False)
+    heart.finished(3)
+    assert heart.at() == ("computing", 0.0)
+    now_s[0] = 400.0
+    assert heart.at() == ("computing", 400.0)
+    heart.finished(4)
+    assert heart.at() == ("computing", 0.0)
+    now_s[0] = 1000.0
+    heart.advances()
+    assert heart.at() == ("computing", 0.0)
+
+
+class RefusedError(Exception):
+    """As NVIDIA's library says it."""
+
+
+def test_a_gpu_that_cannot_be_measured_does_not_end_the_pulse(monkeypatch):
+    def refuse(handle: int) -> None:
+        raise RefusedError
+
+    def memory(handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=2e9)
+
+    library = SimpleNamespace(
+        NVMLError=RefusedError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda number: number,
+        nvmlDeviceGetUtilizationRates=refuse,
+        nvmlDeviceGetMemoryInfo=memory,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    figures = NodeLoad().figures()
+    assert figures["gpu0_memory_gb"] == 2.0
+    assert "gpu0_percent" not in figures
+    assert "memory_gb" in figures
 
 
 def test_a_node_says_how_busy_it_is():

@@ -45,6 +45,14 @@ def test_a_figure_becomes_a_picture(store):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_run_that_was_deleted_is_not_continued(store):
+    with tracking.open_run("scenes") as run:
+        pass
+    mlflow.MlflowClient().delete_run(run.run_id)
+    with pytest.raises(UserError, match=f"{run.run_id} was deleted: restore it"):
+        tracking.known_run(run.run_id)
+
+
 def test_a_resumed_run_is_the_same_run_and_keeps_what_it_was_started_with(store):
     with tracking.open_run("scenes", params={"lr": 1, "w": 2}) as first:
         first.log_metrics({"loss": 2.0}, step=1)

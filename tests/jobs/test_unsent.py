@@ -163,6 +163,52 @@ def test_what_will_never_be_taken_is_told_and_holds_up_nothing(tmp_path):
     assert run.points == [(1, 0.5, 10)]
 
 
+def test_a_run_that_takes_nothing_any_more_is_told_of_once_and_not_for_every_call(tmp_path):
+    run = FakeRun()
+    run.fault = MlflowException("the run was deleted", error_code=INVALID_PARAMETER_VALUE)
+    spool = spool_of(run, tmp_path)
+    told: list[str] = []
+    for _ in range(5):
+        for event in spool.take_events():
+            # as a monitor does with every event
+            spool.log_json([event.kind], "events.json")
+            spool.set_tags({"restarts": 0})
+            told.append(event.text)
+        spool.log_metrics({"loss": 0.5}, step=1, time_ms=10)
+        assert spool.sent(patience_s=20)
+    spool.close()
+    assert len(told) == len(set(told)) <= 3
+
+
+def test_a_password_in_the_address_of_the_store_is_not_told(tmp_path):
+    run = FakeRun()
+    address = f"{run.uri}/api/2.0/mlflow/runs/log-batch"
+    run.fault = MlflowException(f"API request to {address} failed with exception refused")
+    spool = spool_of(run, tmp_path)
+    spool.log_metrics({"loss": 0.5}, step=1, time_ms=10)
+    until(lambda: spool.away)
+    run.fault = MlflowException(f"{address} refuses", error_code=INVALID_PARAMETER_VALUE)
+    assert spool.sent(patience_s=20)
+    spool.close()
+    away, refuses, _ = (event.text for event in spool.take_events())
+    assert "http://host/api" in away
+    assert "http://host/api" in refuses
+    assert "s3cr3t" not in away + refuses
+
+
+def test_a_line_that_no_call_can_be_made_of_holds_up_nothing(tmp_path):
+    (tmp_path / "unsent.jsonl").write_text(
+        '{"call": "log_metrics"}\n{"call": "log_json", "name": "a"}\n'
+        '{"call": "end", "status": "KILLED"}\n'
+    )
+    run = FakeRun()
+    spool = spool_of(run, tmp_path)
+    assert spool.last_step() == 0
+    assert spool.sent(patience_s=5)
+    spool.close()
+    assert run.calls == [("end", "KILLED")]
+
+
 def test_calls_that_no_run_has_are_not_made_for_a_file(tmp_path):
     (tmp_path / "unsent.jsonl").write_text(
         json.dumps({"call": "__init__"}) + "\nnot JSON\n" + json.dumps(["end"]) + "\n"
@@ -177,7 +223,8 @@ def test_calls_that_no_run_has_are_not_made_for_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+    ("error", "status"),
+    [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
 )
 def test_a_training_that_breaks_does_not_stay_running(tmp_path, error, status):
     run = FakeRun()
@@ -197,6 +244,21 @@ def test_a_training_that_ends_while_the_store_is_away_says_what_to_do(tmp_path, 
         pass
     assert len((tmp_path / "unsent.jsonl").read_text().splitlines()) == 2
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_model_may_take_longer_than_figures_and_what_the_user_has_said_stays(
+    tmp_path, monkeypatch
+):
+    retries, timeout = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    monkeypatch.setenv(retries, "3")
+    monkeypatch.delenv(timeout, raising=False)
+    with recorded(FakeRun(), folder=str(tmp_path), params={}, tags={}) as spool:  # type: ignore[arg-type]
+        assert (os.environ[retries], os.environ[timeout]) == ("3", "10")
+        with spool.at_leisure():
+            assert os.environ[retries] == "3"
+            assert timeout not in os.environ
+        assert os.environ[timeout] == "10"
+    assert timeout not in os.environ
 
 
 class Server:

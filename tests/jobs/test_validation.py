@@ -92,6 +92,7 @@ def validated(tasks: dict[str, Assignment], rank: int) -> dict[str, Any]:
             seat=Seat.of(rank, num_workers=2, parallel=task.parallel, face=task.model.face),
             crew=crew,
             device=torch.device("cpu"),
+            advances=lambda: None,
         )
         validator.resume({})
         engine = moved_engine(task, validator, crew)
@@ -244,9 +245,33 @@ def resume(given: tuple[Assignment, dict[str, Any]], rank: int) -> Standing:
         seat=Seat(),
         crew=form_crew(task.parallel),
         device=torch.device("cpu"),
+        advances=lambda: None,
     )
     validator.resume(told)
     return validator.standing
+
+
+def test_a_worker_that_validates_for_long_shows_that_it_gets_on(named):
+    _, task = named["stage 2"]
+    few = replace(task, batch=replace(task.batch, images_per_step=1, accumulation=1))
+    num_images = len(open_dataset(task.dataset).images("test"))
+    assert num_images > 1
+    assert in_small_world(advances, few, num_workers=1, threads=1) == num_images
+
+
+def advances(task: Assignment, rank: int) -> int:
+    seen: list[None] = []
+    validator = Validator(
+        task.validation,
+        task=task,
+        dataset=open_dataset(task.dataset),
+        seat=Seat(),
+        crew=form_crew(task.parallel),
+        device=torch.device("cpu"),
+        advances=lambda: seen.append(None),
+    )
+    validator.figures(build(task.model).eval())
+    return len(seen)
 
 
 @pytest.mark.parametrize(

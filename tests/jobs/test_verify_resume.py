@@ -18,6 +18,7 @@ from jobs.killed_training import Kill
 from jobs.settings import load, to_dict
 from jobs.trace import TRACE
 from jobs.tracking import SQLITE
+from jobs.train_config import TrainConfig
 from jobs.verify_resume import KillsConfig, VerifyResumeConfig, judge, training
 from pipeline.dataset import open_dataset
 from tests.jobs.small_training import order_of, train_config
@@ -169,6 +170,19 @@ def test_a_training_that_cannot_begin_is_told_as_train_tells_it(tmp_path, monkey
     found = CliRunner().invoke(app, ["verify-resume", "train.yaml", "verify.output=trial"])
     assert found.exit_code == 2
     assert "nowhere: no such folder" in found.output
+
+
+@pytest.mark.parametrize("num_workers", [2, [1, 2]])
+def test_without_numbers_to_change_to_each_start_has_the_workers_of_the_settings(
+    num_workers, tmp_path
+):
+    given = settings("dataset") | {"workers": {"num_workers": num_workers}}
+    (tmp_path / "train.yaml").write_text(json.dumps(given))
+    config = load(VerifyResumeConfig, tmp_path / "train.yaml")
+    typed = training(config, "killed", tmp_path, store="").settings
+    (tmp_path / "killed.yaml").write_text(json.dumps(typed))
+    for overrides in config.verify.overrides:
+        assert load(TrainConfig, tmp_path / "killed.yaml", overrides).workers == config.workers
 
 
 @pytest.mark.parametrize(
