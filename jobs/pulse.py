@@ -33,7 +33,6 @@ FIGURES_EVERY = 5
 ACTIVITIES = {
     "torch.distributed": "talking",
     "jobs.batches": "reading",
-    "jobs.best": "saving",
     "jobs.checkpoints": "saving",
     "jobs.exporting": "saving",
     "jobs.best": "saving",

@@ -41,6 +41,8 @@ from jobs.whole_folder import require_new
 from pipeline.storage import Location
 
 CHANGED_WORKERS_TOLERANCE = 1e-5
+NOTICE_S = 30.0
+"""Until a driver has told of a process that is gone, on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,18 @@ def main(config: VerifyResumeConfig) -> None:
     judge(config, undisturbed, killed, kills, console)
 
 
+def noticed(kills: Sequence[Kill]) -> list[Kill]:
+    """Those that the record can tell: not one whose driver was killed before it knew of it."""
+    return [
+        kill
+        for kill, after in zip(kills, [*kills[1:], None], strict=True)
+        if kill.typed_again
+        or after is None
+        or not after.typed_again
+        or after.at_s - kill.at_s > NOTICE_S
+    ]
+
+
 def judge(
     config: VerifyResumeConfig,
     undisturbed: TrainingProcess,
@@ -150,7 +164,7 @@ def judge(
         # before the first checkpoint it may begin afresh, and at its end have nothing left to do
         restarts=sum(
             each.moment in ("training", "saving") and each.step > asked.checkpoint_every_steps
-            for each in kills
+            for each in noticed(kills)
         ),
     )
     console.print(kills_table(kills))

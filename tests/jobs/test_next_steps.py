@@ -91,7 +91,7 @@ def test_a_model_that_makes_images_is_asked_for_some_after_its_evaluation(order,
 )
 def test_what_trained_in_bounded_memory_is_evaluated_in_it(dataset, bounded, settings):
     config = replace(train_config(dataset, "diffusion"), bounded=bounded)
-    result = TrainResult(run_id="r", model_folder="runs/model", version=None, last={})
+    result = TrainResult(run_id="r", model_folder="runs/model", version=None, last={}, measured="")
     said = console()
     train.tell(config, result, open_dataset(dataset), said)
     line = said.file.getvalue().splitlines()[-1]

@@ -53,7 +53,9 @@ def train(variants: dict[str, tuple[OptimizerConfig, int]], rank: int) -> dict[s
                 set_learning_rate(engine, lr)
                 engine.backward(loss(engine(inputs(step, rank)), step))
                 engine.step()
-                history.append({key: each.numpy() for key, each in full_weights(engine)})
+                learned = dict(engine.module.named_parameters())
+                weights = dict(full_weights(engine))
+                history.append({key: weights[key].numpy() for key in learned})
             found[name] = history
     return found
 
