@@ -6,6 +6,7 @@ the weights carry a copy of it, so that two halves of different saves do not pas
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,15 +43,19 @@ def save_tensors(
     declared = {"version": VERSION, "model": config_to_dict(config)}
     text = json.dumps(declared, indent=2, sort_keys=True) + "\n"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    draft = folder / f".{WEIGHTS}.{os.getpid()}"
+    drafts = {name: folder / f".{name}.{os.getpid()}" for name in (WEIGHTS, CONFIG)}
     try:
-        save_file(state, draft, metadata={"format": "pt", "config": text})
+        drafts[CONFIG].write_text(text, encoding="utf-8")
+        save_file(state, drafts[WEIGHTS], metadata={"format": "pt", "config": text})
+        # safetensors lets nobody else read its files
+        shutil.copymode(drafts[CONFIG], drafts[WEIGHTS])
+        for name, draft in drafts.items():
+            os.replace(draft, folder / name)
     except SafetensorError as error:
         raise OSError(f"{folder / WEIGHTS}: {error}") from error
-    os.replace(draft, folder / WEIGHTS)
-    draft = folder / f".{CONFIG}.{os.getpid()}"
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, folder / CONFIG)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
     return folder
 
 

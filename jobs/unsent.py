@@ -14,12 +14,13 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import MachineFault
 from jobs.events import Event
+from jobs.kept_calls import MEASURED, Call, is_step, read_calls, send_calls
 from jobs.mlflow_store import quick_to_give_up, without_password
 from jobs.tracking import Run
 from pipeline.storage import Location
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNSENT = "unsent.jsonl"
-CALLS = ("begin", "log_metrics", "log_json", "log_base64", "log_dataset", "set_tags", "end")
-"""Methods of Run that may be kept."""
-MEASURED = "loss"
-"""A figure that every step has, and nothing else."""
 STEPS_AT_ONCE = 50
 RETRY_S = 5.0
 PATIENCE_S = 120.0
@@ -40,8 +37,6 @@ ENDING_S = 5.0
 """At the end of one that was broken off."""
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")
 """What MLflow says of a call that it will never take."""
-
-Call = dict[str, Any]
 
 
 class Spool:
@@ -60,7 +55,7 @@ class Spool:
         """What the environment has beside the user's own, for MLflow to give up quickly."""
         self._events: deque[Event] = deque()
         self._refused: set[str] = set()
-        self._calls: deque[Call] = deque(_read(self.place))
+        self._calls: deque[Call] = deque(read_calls(self.place))
         self._kept = len(self._calls)
         self._in_record: int | None = None
         self._lock = threading.Lock()
@@ -78,10 +73,13 @@ class Spool:
     def last_step(self) -> int:
         """The newest step that the record has or is going to get; 0 without one."""
         with self._lock:
-            kept = [call["step"] for call in self._calls if _is_step(call)]
+            kept = [call["step"] for call in self._calls if is_step(call)]
         with contextlib.suppress(Exception):
-            self._in_record = self.run.last_step(MEASURED)
+            self._in_record = self._newest()
         return max([self._in_record or 0, *kept])
+
+    def _newest(self) -> int:
+        return max(map(self.run.last_step, MEASURED))
 
     def begin(self, *, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
         """As Run.begin."""
@@ -161,8 +159,8 @@ class Spool:
         calls = self._first()
         try:
             if self._in_record is None:
-                self._in_record = self.run.last_step(MEASURED)
-            _send(self.run, [each for each in calls if not self._is_old(each)])
+                self._in_record = self._newest()
+            send_calls(self.run, [each for each in calls if not self._is_old(each)])
         except Exception as error:
             if not _is_final(error):
                 self._wait(error)
@@ -194,7 +192,7 @@ class Spool:
 
         While MLflow was away nobody knew.
         """
-        return _is_step(call) and call["step"] <= (self._in_record or 0)
+        return is_step(call) and call["step"] <= (self._in_record or 0)
 
     def _wait(self, error: Exception) -> None:
         if not self.away:
@@ -227,7 +225,7 @@ class Spool:
 
     def _say(self, kind: str, text: str) -> None:
         with self._lock:
-            steps = [call["step"] for call in self._calls if _is_step(call)]
+            steps = [call["step"] for call in self._calls if is_step(call)]
         self._events.append(Event(kind=kind, step=steps[0] if steps else 0, text=text))
 
 
@@ -265,32 +263,6 @@ def unanswered(spool: Spool) -> MachineFault:
         f"MLflow at {without_password(spool.run.uri)} does not answer: everything is trained, and "
         f"what it has not got lies in {spool.place}; the same command sends it"
     )
-
-
-def _read(place: Location) -> list[Call]:
-    if not place.exists():
-        return []
-    calls = []
-    for line in place.read_bytes().decode(errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            call = json.loads(line)
-            if isinstance(call, dict) and call.get("call") in CALLS:
-                calls.append(call)
-    return calls
-
-
-def _send(run: Run, calls: Sequence[Call]) -> None:
-    steps = [each for each in calls if each["call"] == "log_metrics"]
-    if steps:
-        run.log_points([(each["metrics"], each["step"], each["time_ms"]) for each in steps])
-        return
-    for call in calls:
-        arguments = {name: value for name, value in call.items() if name != "call"}
-        getattr(run, call["call"])(**arguments)
-
-
-def _is_step(call: Call) -> bool:
-    return call["call"] == "log_metrics" and MEASURED in call.get("metrics", {})
 
 
 def _is_final(error: Exception) -> bool:

@@ -41,6 +41,7 @@ from jobs.whole_folder import require_new
 from pipeline.storage import Location
 
 CHANGED_WORKERS_TOLERANCE = 1e-5
+STEPS, STEPS_WHEN_WORKERS_CHANGE = 200, 40
 NOTICE_S = 30.0
 """Until a driver has told of a process that is gone, on a busy machine."""
 
@@ -51,8 +52,9 @@ class KillsConfig:
 
     output: str = "verify-resume"
     """A local folder, which is not there yet."""
-    steps: int = 200
-    """In place of total_steps."""
+    steps: int | None = None
+    """In place of total_steps: 200, or 40 with `workers`, where rounding in another order moves
+    losses apart step by step."""
     kills: int | None = None
     """10; with `workers` one less than there are numbers."""
     seed: int = 0
@@ -69,16 +71,16 @@ class KillsConfig:
     def __post_init__(self) -> None:
         checks.positive(
             **{
-                "verify.steps": self.steps,
+                "verify.steps": self.num_steps,
                 "verify.checkpoint_every_steps": self.checkpoint_every_steps,
             }
         )
         if not self.victims:
             raise ValueError(f"verify.victims is empty; choose of {', '.join(VICTIMS)}")
-        if self.num_kills < 1 or self.num_kills >= self.steps:
+        if self.num_kills < 1 or self.num_kills >= self.num_steps:
             raise ValueError(
                 f"verify.kills is {self.num_kills}: at least 1, and less than verify.steps "
-                f"{self.steps}"
+                f"{self.num_steps}"
             )
         if self.workers and min(self.workers) < 1:
             raise ValueError(f"verify.workers is {list(self.workers)}: give positive numbers")
@@ -86,6 +88,13 @@ class KillsConfig:
             raise ValueError(f"verify.tolerance is {self.tolerance}: it cannot be negative")
         if not self.patience_s > 0.0:
             raise ValueError(f"verify.patience_s is {self.patience_s:g}: it must be more than 0")
+
+    @property
+    def num_steps(self) -> int:
+        """That are trained."""
+        if self.steps is not None:
+            return self.steps
+        return STEPS_WHEN_WORKERS_CHANGE if self.workers else STEPS
 
     @property
     def num_kills(self) -> int:
@@ -129,7 +138,7 @@ def main(config: VerifyResumeConfig) -> None:
     undisturbed = training(config, "undisturbed", output, store=store)
     killed = training(config, "killed", output, store=store)
     console.print(
-        f"{asked.steps} steps undisturbed, then with {asked.num_kills} kills: {output}",
+        f"{asked.num_steps} steps undisturbed, then with {asked.num_kills} kills: {output}",
         soft_wrap=True,
     )
     kills = trained(config, undisturbed, killed, console)
@@ -159,7 +168,7 @@ def judge(
     asked = config.verify
     found = compare(
         *(history(config, each) for each in (undisturbed, killed)),
-        total_steps=asked.steps,
+        total_steps=asked.num_steps,
         tolerance=asked.accepted,
         # before the first checkpoint it may begin afresh, and at its end have nothing left to do
         restarts=sum(
@@ -222,7 +231,7 @@ def trained(
             tell=lambda line: console.print(line, soft_wrap=True),
         )
         plan = plan_kills(
-            kills=asked.num_kills, steps=asked.steps, victims=asked.killed, seed=asked.seed
+            kills=asked.num_kills, steps=asked.num_steps, victims=asked.killed, seed=asked.seed
         )
         with console.status("training, and killing it"):
             return trial.run(plan)

@@ -117,7 +117,9 @@ class Loop:
         progress = self.guarded.begin()
         if self.validator:
             self.validator.resume(progress.validation)
-        self.finished_steps = self.recorded_steps = progress.step
+        self.finished_steps = progress.step
+        # after a rollback some steps that are still to be made again are recorded already
+        self.recorded_steps = max([progress.step, *(each.step for each in progress.records)])
         self.recent = deque(progress.records, maxlen=KEPT_RECORDS)
         self.around = self.guarded.guard.goes_around()
         self.make = StepMaker(

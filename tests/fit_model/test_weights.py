@@ -1,6 +1,7 @@
 """A saved model loads to the same outputs; a damaged or foreign folder is refused."""
 
 import json
+import os
 import resource
 
 import pytest
@@ -179,12 +180,16 @@ def test_damaged_files_are_refused_by_name(folder, name, damage):
 def test_a_model_is_whole_or_refused(folder, monkeypatch):
     """The machine stops between the two files of a new model, and of one that is replaced."""
 
-    def fail(*_args, **_kwargs):
-        raise OSError("no space left")
+    replace = os.replace
+
+    def replace_weights_alone(draft, target):
+        if target.name == "config.json":
+            raise OSError("no space left")
+        replace(draft, target)
 
     other = model_config(head=RegressConfig(targets=("x", "y", "z"), target_mean=(0.0,) * 3,
                                             target_std=(1.0,) * 3))  # fmt: skip
-    monkeypatch.setattr("pathlib.Path.write_text", fail)
+    monkeypatch.setattr("os.replace", replace_weights_alone)
     for target in (folder, folder / "fresh"):
         with pytest.raises(OSError, match="no space"):
             weights.save(build(other), target)
@@ -192,11 +197,19 @@ def test_a_model_is_whole_or_refused(folder, monkeypatch):
             weights.load(target)
 
 
+def test_whoever_may_read_the_configuration_may_read_the_weights(folder):
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(list(folder.iterdir())) == 2
+    assert len(modes) == 1
+
+
 def test_a_disk_that_takes_no_more_is_told_as_the_system_tells_it(folder):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     model = weights.load(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    half = len(before["model.safetensors"]) // 2
+    assert half > len(before["config.json"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (half, hard))
     try:
         with pytest.raises(OSError, match=r"model\.safetensors"):
             weights.save(model, folder)

@@ -131,7 +131,7 @@ def test_the_command_line_gives_the_same_scores_in_bounded_memory(store, dataset
         assert seen.exit_code == 0, seen.output
         (run,) = mlflow.search_runs(experiment_names=[name], output_format="list")
         scores.append(run.data.metrics)
-    assert len(scores[0]) == 11
+    assert len(scores[0]) == 12
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)
     # that the setting arrives where the model runs
     seen = evaluate(folder, dataset, "bounded.offload=disk", f"bounded.folder={store}/nowhere")
