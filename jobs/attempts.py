@@ -90,6 +90,7 @@ class Attempts:
             return
         step = committed_step(self.folder)
         saved = f"after step {step}, which is saved" if step else "before there was a checkpoint"
+        self.monitor.tell(Event(kind="stopped", step=step, text=f"stopped {saved}"))
         raise Stopped(
             f"stopped {saved}; the same command goes on",
             signum=self.stop.signum,

@@ -213,33 +213,37 @@ class Checkpoints:
         """
         self._finish()
         shelf = Shelf(folder=self.folder, device=self.device, patience_s=self.config.patience_s)
-        complaints = []
+        complaints: dict[int, str] = {}
         for step in shelf.steps(at_most=at_most):
             try:
                 progress = shelf.load(engine, step, states=self.states).progress
             except Damaged as damage:
-                self._tell_damage(step, complaint := str(damage))
-                complaints.append(complaint)
+                complaints[step] = str(damage)
                 continue
+            for damaged, complaint in complaints.items():
+                self._tell_damage(damaged, complaint, instead=f"that of step {step} is used")
             if at_most is not None:
                 shelf.drop_after(step)
             return progress
+        for damaged, complaint in complaints.items():
+            self._tell_damage(damaged, complaint, instead="and no other one is good")
         if complaints:
+            newest = next(iter(complaints.values()))
             raise MachineFault(
                 f"{self.folder}: none of {len(complaints)} checkpoints is good, the newest for "
-                f"this: {complaints[0]}; bring one back from a copy, or choose another name"
+                f"this: {newest}; bring one back from a copy, or choose another name"
             )
         if at_most is not None:
             shelf.drop_after(0)
         return Progress()
 
-    def _tell_damage(self, step: int, complaint: str) -> None:
+    def _tell_damage(self, step: int, complaint: str, *, instead: str) -> None:
         self.damaged.add(step)
         self.tell(
             Event(
                 kind="checkpoint damaged",
                 step=step,
-                text=f"{folder_of(self.folder, step)}: {complaint}; an older one is used",
+                text=f"{folder_of(self.folder, step)}: {complaint}; {instead}",
                 facts={"folder": str(folder_of(self.folder, step)), "complaint": complaint},
             )
         )

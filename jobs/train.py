@@ -203,7 +203,13 @@ def train(
     with offenders, monitor, stop_signals(ask_to_leave) as stop:
         saved = committed_step(folder)
         if saved or logged_steps:
-            monitor.tell(Event(kind="continued", step=saved, text=f"continued after step {saved}"))
+            monitor.tell(
+                Event(
+                    kind="continued",
+                    step=saved,
+                    text=f"continued; the newest checkpoint is that of step {saved}",
+                )
+            )
         Attempts(
             fit=partial(fit, config=config.workers),
             monitor=monitor,

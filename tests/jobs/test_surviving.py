@@ -148,6 +148,6 @@ def test_a_training_that_was_told_to_end_goes_on_with_as_many_workers_as_there_i
     result = main(config)
     assert seen == [2]
     assert result.run_id == run.info.run_id
-    assert kinds(config) == ["continued"]
+    assert kinds(config) == ["stopped", "continued"]
     assert history(result.run_id, "loss") == list(range(1, TOTAL_STEPS + 1))
     assert mlflow.get_run(result.run_id).info.status == "FINISHED"
