@@ -180,15 +180,8 @@ def train(
     folder = str(Location.of(config.storage_path).child(config.name))
     logged_steps = spool.last_step()
     offenders = OffenderRecord(dataset, split=config.split, run=spool, console=console)
-    monitor = Monitor(
-        total_steps=config.total_steps,
-        logged_steps=logged_steps,
-        record=spool,
-        journal=Journal(folder),
-        console=console,
-        trace=trace_of(config, folder),
-        hang_timeout_s=config.workers.hang_timeout_s,
-        notice=offenders,
+    monitor = monitor_of(
+        config, spool, console, folder=folder, logged_steps=logged_steps, notice=offenders
     )
 
     def ask_to_leave(signal: str) -> None:
@@ -228,6 +221,28 @@ def train(
         return hand_out(
             config, model, dataset, run=spool.run, folder=folder, steps=monitor.step, last=last
         )
+
+
+def monitor_of(
+    config: TrainConfig,
+    spool: Spool,
+    console: Console,
+    *,
+    folder: str,
+    logged_steps: int,
+    notice: Callable[[Event], None],
+) -> Monitor:
+    """Who watches over the workers; `notice` hears of every event."""
+    return Monitor(
+        total_steps=config.total_steps,
+        logged_steps=logged_steps,
+        record=spool,
+        journal=Journal(folder),
+        console=console,
+        trace=trace_of(config, folder),
+        hang_timeout_s=config.workers.hang_timeout_s,
+        notice=notice,
+    )
 
 
 def trace_of(config: TrainConfig, folder: str) -> Callable[[Sequence[StepRecord]], None] | None:
