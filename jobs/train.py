@@ -35,6 +35,7 @@ from jobs.events import Event, Journal, told_restarts
 from jobs.inbox import StepRecord
 from jobs.leaving import STOPPED
 from jobs.memory_limit import bounded_of, first_chunks
+from jobs.mlflow_store import require_tracking
 from jobs.monitor import Monitor
 from jobs.offender_record import OffenderRecord
 from jobs.profiling import log_profile
@@ -108,6 +109,7 @@ def begun(
     if before.run_id:
         run, token = known_run(before.run_id), before.token
     else:
+        require_tracking()
         # noted first, so that a run that is made and not noted is found again
         token = before.token or uuid4().hex
         replace(now, token=token).write(folder)

@@ -161,7 +161,7 @@ def test_the_traced_images_are_those_of_the_steps(verified, tiny_dataset):
     ("setting", "said"),
     [
         ("verify.kills=0", "verify.kills is 0: at least 1, and less than verify.steps 200"),
-        ("verify.kills=40", "verify.kills is 40"),
+        ("verify.kills=200", "verify.kills is 200"),
         ("verify.victims=[]", "verify.victims is empty; choose of worker, driver, ray"),
         ("verify.workers=[2, 0]", "verify.workers is [2, 0]: give positive numbers"),
         ("verify.tolerance=-1.0", "verify.tolerance is -1.0: it cannot be negative"),
