@@ -198,7 +198,7 @@ def training(config: VerifyResumeConfig, part: str, output: Path, *, store: str)
     asked = settings.pop("verify")
     settings |= {
         "name": f"{config.name}-{part}",
-        "total_steps": asked["steps"],
+        "total_steps": config.verify.num_steps,
         "register_as": None,
         "storage_path": config.storage_path
         if "://" in config.storage_path
