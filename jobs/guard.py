@@ -1,11 +1,12 @@
-"""Which steps of a training are taken: none that is not finite, and no spike.
+"""Which steps of a training are taken: none that is not finite, and no spike of the loss.
 
-    bound = max(median + spike_deviations max(1.4826 MAD, LEAST_SHARE |median|), START_SHARE start)
+    bound = max(median + spike_deviations max(1.4826 MAD, LEAST_SHARE |median|), start)
 
-over the newest accepted steps, for the loss and for the norm of the whole gradient before it is
-clipped. start is the median of the first accepted ones, MAD is the median distance from the median,
-and 1.4826 MAD the standard deviation where values are normal. What follows a step is a pure
-function of what all workers agree on, so all of them decide alike.
+over the losses of the newest accepted steps. start is the median of the first ones: a model that
+has learned everything still meets images that it gets wrong, and what is no worse than where
+training began is no spike. MAD is the median distance from the median, and 1.4826 MAD the standard
+deviation where values are normal. What follows a step is a pure function of what all workers agree
+on, so all of them decide alike.
 """
 
 import math
@@ -24,8 +25,6 @@ from jobs.errors import MachineFault
 MAD_TO_DEVIATION = 1.4826
 LEAST_SHARE = 0.25
 """Of the median: a deviation counts as at least so much, for a loss that hardly moves."""
-START_SHARE = 0.1
-"""Of what training began with: what is below is no spike, for a loss that has come near 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,7 @@ class GuardConfig:
     least_steps: int = 30
     """Accepted steps before anything is called a spike."""
     spike_deviations: float | None = 20.0
-    """Above the median of the window, for the loss and for the gradient's norm; None takes every
-    step that is finite."""
+    """Of the loss, above the median of the window; None takes every step that is finite."""
     max_skips_in_a_row: int = 5
     """After so many, training goes back to a checkpoint and goes around these batches."""
     margin_steps: int = 10
@@ -120,11 +118,8 @@ class Guard:
         self.config = config
         self._agree = agree
         self._num_workers = num_workers
-        self._accepted = {
-            name: deque(state.get(name, ()), maxlen=config.window_steps)
-            for name in ("loss", "gradient")
-        }
-        self._start: dict[str, float] = dict(state.get("start", {}))
+        self._accepted = deque(state.get("losses", ()), maxlen=config.window_steps)
+        self._start: float | None = state.get("start")
         self.row = [Skip.of(each) for each in state.get("row", ())]
         self.around = tuple(range(*each) for each in state.get("around", ()))
         """Steps to go around, a range a rollback."""
@@ -136,7 +131,7 @@ class Guard:
     def state(self) -> dict[str, Any]:
         """JSON-able, and bounded by the configuration."""
         return {
-            **{name: list(values) for name, values in self._accepted.items()},
+            "losses": list(self._accepted),
             "start": self._start,
             "row": [asdict(each) for each in self.row],
             "around": [[each.start, each.stop] for each in self.around],
@@ -155,30 +150,27 @@ class Guard:
         """
         told = torch.tensor([loss, norm / self._num_workers], dtype=torch.float64)
         self.loss, self.norm = self._agree(told).tolist()
-        values = {"loss": self.loss, "gradient": self.norm}
-        self.reason = next(filter(None, (self._against(*each) for each in values.items())), "")
+        self.reason = self._against()
         if self.reason:
             return self.reason
-        for name, value in values.items():
-            accepted = self._accepted[name]
-            accepted.append(value)
-            if len(accepted) == self.config.least_steps and name not in self._start:
-                self._start[name] = float(np.median(accepted))
+        self._accepted.append(self.loss)
+        if self._start is None and len(self._accepted) == self.config.least_steps:
+            self._start = float(np.median(self._accepted))
         self.row = []
         return ""
 
-    def _against(self, name: str, value: float) -> str:
-        if not math.isfinite(value):
-            return f"the {name} is not finite"
-        window, deviations = self._accepted[name], self.config.spike_deviations
-        if deviations is None or len(window) < self.config.least_steps:
+    def _against(self) -> str:
+        for name, value in (("loss", self.loss), ("gradient", self.norm)):
+            if not math.isfinite(value):
+                return f"the {name} is not finite"
+        window, deviations = self._accepted, self.config.spike_deviations
+        if deviations is None or self._start is None:
             return ""
-        start = self._start.get(name, 0.0)
-        bound = max(spike_bound(window, deviations=deviations), START_SHARE * start)
-        if value <= bound:
+        bound = max(spike_bound(window, deviations=deviations), self._start)
+        if self.loss <= bound:
             return ""
         return (
-            f"the {name} is {value:.4g}, more than {bound:.4g}: a spike above the median "
+            f"the loss is {self.loss:.4g}, more than {bound:.4g}: a spike above the median "
             f"{float(np.median(window)):.4g} of {len(window)} steps"
         )
 
