@@ -13,6 +13,8 @@ from jobs.victims import Found, candidates
 
 MOST_DELAY_S = 0.5
 """Of a kill after its step is in the record."""
+PREPARING = (".get_metadata", ".init_train_context")
+"""What Ray calls a worker that it has not given its training yet."""
 SAVING_STEPS = 12
 """How many steps a kill waits for a checkpoint to be written, before it comes anyway."""
 
@@ -168,7 +170,7 @@ class KilledTraining:
         saving = self.training.is_saving()
         kill = Kill(
             what=chosen.name,
-            moment=self._moment(saving=saving),
+            moment=self._moment(chosen, saving=saving),
             step=self.training.steps(),
             at_s=time.time(),
         )
@@ -179,14 +181,15 @@ class KilledTraining:
         )
         return True
 
-    def _moment(self, *, saving: bool) -> str:
+    def _moment(self, chosen: Found, *, saving: bool) -> str:
         """What the training is doing, as far as one can see from here."""
         if self._seen_step >= self.training.settings["total_steps"]:
             return "ending"
-        if saving:
-            return "saving"
-        came = self._seen_step > (self.kills[-1].step if self.kills else 0)
-        return "training" if came else "starting"
+        last_step = self.kills[-1].step if self.kills else 0
+        # a folder that a killed worker left half written looks like a checkpoint being saved
+        if self._seen_step <= last_step or chosen.name.endswith(PREPARING):
+            return "starting"
+        return "saving" if saving else "training"
 
     def _candidates(self, planned: PlannedKill) -> list[Found]:
         """Who can be killed; where nobody of the kind is there yet, once there is one."""
