@@ -8,16 +8,11 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import ray.train
-import torch
 import torch.distributed as dist
 
-from jobs.assignment import Assignment
 from jobs.batches import Batch
 from jobs.guarded import Outcome
-from jobs.process_memory import keep_freed_blocks
-from jobs.pulse import Heart
-from jobs.worker import Loop
+from jobs.worker import Loop, looping
 
 WARM_STEPS = 3
 
@@ -74,22 +69,6 @@ def measure(told: dict[str, Any]) -> Spent:
             foreground=checkpoint_pairs(loop, turns, writing="foreground"),
             guard=guard_pairs(loop, turns),
         )
-
-
-@contextmanager
-def looping(task: Assignment) -> Iterator[Loop]:
-    """A worker's loop as in training."""
-    torch.set_num_threads(task.threads)
-    keep_freed_blocks()
-    context = ray.train.get_context()
-    heart = Heart(
-        task.inbox,
-        rank=context.get_world_rank(),
-        num_workers=context.get_world_size(),
-        first_on_node=context.get_local_rank() == 0,
-    )
-    with heart:
-        yield Loop(task, heart)
 
 
 def warmed(loop: Loop) -> Spent:

@@ -49,7 +49,13 @@ def run(loop: dict[str, Assignment]) -> str:
 
     Gives why the workers left before it, or nothing.
     """
-    task = loop["assignment"]
+    with looping(loop["assignment"]) as worker:
+        return worker.run()
+
+
+@contextmanager
+def looping(task: Assignment) -> Iterator["Loop"]:
+    """A worker's loop, whose heart beats meanwhile."""
     torch.set_num_threads(task.threads)
     keep_freed_blocks()
     context = ray.train.get_context()
@@ -60,7 +66,7 @@ def run(loop: dict[str, Assignment]) -> str:
         first_on_node=context.get_local_rank() == 0,
     )
     with told_of_each_other(), computing_by(task.engine.algorithms), heart:
-        return Loop(task, heart).run()
+        yield Loop(task, heart)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Validation measures the model that is exported, on any number of workers, and keeps the best."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -238,17 +239,22 @@ def test_a_best_model_that_is_gone_is_not_believed(named, tmp_path):
 
 def resume(given: tuple[Assignment, dict[str, Any]], rank: int) -> Standing:
     task, told = given
-    validator = Validator(
+    validator = validator_alone(task, advances=lambda: None)
+    validator.resume(told)
+    return validator.standing
+
+
+def validator_alone(task: Assignment, *, advances: Callable[[], None]) -> Validator:
+    """Of the only worker."""
+    return Validator(
         task.validation,
         task=task,
         dataset=open_dataset(task.dataset),
         seat=Seat(),
         crew=form_crew(task.parallel),
         device=torch.device("cpu"),
-        advances=lambda: None,
+        advances=advances,
     )
-    validator.resume(told)
-    return validator.standing
 
 
 def test_a_worker_that_validates_for_long_shows_that_it_gets_on(named):
@@ -261,15 +267,7 @@ def test_a_worker_that_validates_for_long_shows_that_it_gets_on(named):
 
 def advances(task: Assignment, rank: int) -> int:
     seen: list[None] = []
-    validator = Validator(
-        task.validation,
-        task=task,
-        dataset=open_dataset(task.dataset),
-        seat=Seat(),
-        crew=form_crew(task.parallel),
-        device=torch.device("cpu"),
-        advances=lambda: seen.append(None),
-    )
+    validator = validator_alone(task, advances=lambda: seen.append(None))
     validator.figures(build(task.model).eval())
     return len(seen)
 
