@@ -11,13 +11,11 @@ on, so all of them decide alike.
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fit_model import checks
 from jobs.errors import MachineFault
@@ -101,30 +99,18 @@ class Guard:
 
     Args:
         config: when a step is refused.
-        agree: sums float64 [n] over all workers, as torch.distributed.all_reduce does; a worker's
-            gradient norm is that of the whole gradient, and its loss a part of the sum.
-        num_workers: that are summed over.
         state: what `state` gave; empty at the beginning.
     """
 
-    def __init__(
-        self,
-        config: GuardConfig,
-        *,
-        agree: Callable[[Tensor], Tensor],
-        num_workers: int,
-        state: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, config: GuardConfig, *, state: Mapping[str, Any]) -> None:
         self.config = config
-        self._agree = agree
-        self._num_workers = num_workers
         self._accepted = deque(state.get("losses", ()), maxlen=config.window_steps)
         self._start: float | None = state.get("start")
         self.row = [Skip.of(each) for each in state.get("row", ())]
         self.around = tuple(range(*each) for each in state.get("around", ()))
         """Steps to go around, a range a rollback."""
         self.loss = self.norm = math.nan
-        """What all workers agreed on at the last step."""
+        """Of the last step."""
         self.reason = ""
         """Why that step was not to be taken."""
 
@@ -145,11 +131,10 @@ class Guard:
         """Why this step is not to be taken, or nothing; every worker calls it, once a step.
 
         Args:
-            loss: this worker's part of the step's loss.
-            norm: of the whole gradient.
+            loss: of the whole step.
+            norm: of the whole gradient; both the same on all workers.
         """
-        told = torch.tensor([loss, norm / self._num_workers], dtype=torch.float64)
-        self.loss, self.norm = self._agree(told).tolist()
+        self.loss, self.norm = loss, norm
         self.reason = self._against()
         if self.reason:
             return self.reason

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from jobs.events import Event
 from jobs.gate import Gate
@@ -76,12 +75,7 @@ class Guarded:
         self._drop()
         self.engine = self._build()
         progress = self._restore(self.engine, at_most=at_most)
-        self.guard = Guard(
-            self.config,
-            agree=self._sum,
-            num_workers=dist.get_world_size(),
-            state=progress.guard,
-        )
+        self.guard = Guard(self.config, state=progress.guard)
         first = dist.get_rank() == 0
         around = from_first(read_lessons(self.folder).around if first else (), device=self.device)
         if len(around) > len(self.guard.around):
@@ -100,7 +94,8 @@ class Guarded:
             line_up: this worker's images.
             ids: of all images, by number.
         """
-        self.gate.step(lambda norm: not self.guard.judge(loss=loss, norm=norm))
+        whole = self._summed(loss)
+        self.gate.step(lambda norm: not self.guard.judge(loss=whole(), norm=norm))
         guard = self.guard
         if not guard.reason:
             return Outcome(figures={})
@@ -150,11 +145,16 @@ class Guarded:
             )
         return progress
 
-    def _sum(self, values: Tensor) -> Tensor:
-        """Over all workers."""
-        there = values.to(self.device)
-        dist.all_reduce(there)
-        return there.cpu()
+    def _summed(self, part: float) -> Callable[[], float]:
+        """Begins to sum over all workers, while the engine finds the norm; gives who waits."""
+        there = torch.tensor(part, dtype=torch.float64, device=self.device)
+        sent = dist.all_reduce(there, async_op=True)
+
+        def wait() -> float:
+            sent.wait()
+            return float(there)
+
+        return wait
 
     def _drop(self) -> None:
         """The engine goes before another one is built: two may not fit."""

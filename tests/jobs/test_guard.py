@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fit_model.lamb import alone
 from jobs.guard import (
     LEAST_SHARE,
     Diverged,
@@ -26,7 +25,7 @@ STEPS = st.one_of(st.floats(0.0, 5.0), st.sampled_from([math.nan, math.inf, 1e9]
 
 
 def guard_of(config: GuardConfig = SMALL, **state) -> Guard:
-    return Guard(config, agree=alone, num_workers=1, state=state)
+    return Guard(config, state=state)
 
 
 @given(values=st.lists(FINITE, min_size=1), deviations=st.floats(0.1, 100.0))
@@ -114,19 +113,6 @@ def test_without_deviations_every_finite_step_is_taken():
     for _ in range(50):
         assert not guard.judge(loss=1.0, norm=1.0)
     assert not guard.judge(loss=1e30, norm=1e30)
-
-
-def test_all_workers_decide_on_what_all_of_them_found():
-    told = []
-
-    def two_workers(values):
-        told.append(values.tolist())
-        return values + values.new_tensor([math.nan, 3.0])
-
-    guard = Guard(SMALL, agree=two_workers, num_workers=2, state={})
-    assert guard.judge(loss=1.0, norm=6.0) == "the loss is not finite"
-    assert told == [[1.0, 3.0]]
-    assert guard.norm == 6.0
 
 
 def test_a_full_row_goes_back_around_its_steps_and_a_margin():

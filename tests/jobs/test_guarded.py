@@ -44,6 +44,8 @@ class Training:
 
     folder: str
     bad: Sequence[int] = ()
+    told_bad: Sequence[int] = ()
+    """Steps whose loss is finite, as is its gradient, and on one worker is told to be none."""
     kill: str = ""
     """After the first event of this kind, or before that event's checkpoint is loaded."""
     guarded: Guarded = field(init=False)
@@ -102,7 +104,8 @@ class Training:
         engine.backward(found)
         line_up = LineUp()
         line_up.add([2 * step + rank], found[None])
-        outcome = self.guarded.step(step, loss=float(found) / 2, line_up=line_up, ids=IDS)
+        told = math.nan if step in self.told_bad and rank == 1 else float(found) / 2
+        outcome = self.guarded.step(step, loss=told, line_up=line_up, ids=IDS)
         if outcome.skip is None:
             self.taken.append(step)
             return
@@ -156,6 +159,9 @@ def everything(folder: str, rank: int) -> dict[str, Any]:
         training = Training(f"{folder}/{name}", bad=steps)
         training.run()
         found[name] = seen(training)
+    training = Training(f"{folder}/told", told_bad=(4,))
+    training.run()
+    found["a loss of the other worker"] = seen(training)
     for kill in ("before going back", "after going back"):
         place = f"{folder}/{kill}"
         with pytest.raises(KilledError):
@@ -203,6 +209,10 @@ def test_training_ends_bit_by_bit_as_if_the_batches_left_out_had_never_been(foun
 def test_without_trouble_nothing_is_told(found):
     assert found["undisturbed"]["told"] == []
     assert found["undisturbed"]["taken"] == list(range(STEPS))
+
+
+def test_a_loss_that_one_worker_alone_has_is_judged_by_all(found):
+    same(found["a loss of the other worker"]["weights"], found["plain one bad step"])
 
 
 def test_the_image_of_the_other_worker_is_named(found):
