@@ -20,7 +20,7 @@ from rich.progress import track
 from jobs.digit_canvases import training_canvases
 from jobs.digits_children import children
 from jobs.digits_training import Setup, Trainer
-from jobs.process_memory import (
+from pipeline.process_memory import (
     restart_peak,
     return_all_freed,
     return_freed_blocks,

@@ -28,9 +28,9 @@ from fit_model.objective import Objective
 from jobs.engine import DTYPES
 from jobs.operator_costs import LeftOut, is_out_of_memory
 from jobs.plain_training import MasterWeights
-from jobs.process_memory import keep_freed_blocks, status_bytes
 from jobs.products import Products
 from jobs.trial import MEMORY
+from pipeline.process_memory import keep_freed_blocks, status_bytes
 
 LOOK_EVERY_S = 0.02
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fit_model.attention.mixers import build_mixer
 from fit_model.attention.place import Place
-from jobs.process_memory import (
+from pipeline.process_memory import (
     restart_peak,
     return_all_freed,
     return_freed_blocks,

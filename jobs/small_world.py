@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-from jobs.process_memory import keep_freed_blocks
+from pipeline.process_memory import keep_freed_blocks
 
 Task = TypeVar("Task")
 Found = TypeVar("Found")

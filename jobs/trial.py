@@ -22,8 +22,8 @@ from fit_model.stored_pixels import StoredPixels
 from jobs.engine import EngineConfig, OptimizerConfig, build_engine
 from jobs.errors import UserError
 from jobs.planning import PROGRAM_BYTES, Demand, Plan, images_at_once, with_checkpointing
-from jobs.process_memory import restart_peak, status_bytes
 from jobs.small_world import in_small_world
+from pipeline.process_memory import restart_peak, status_bytes
 
 STEPS = 3
 """The first one makes the optimizer's state."""

@@ -30,7 +30,6 @@ from jobs.guarded import Guarded
 from jobs.inbox import StepRecord
 from jobs.manifests import Progress
 from jobs.one_step import StepMaker, now_ms
-from jobs.process_memory import keep_freed_blocks
 from jobs.profiling import Profiler
 from jobs.pulse import Heart
 from jobs.sharing import Comparison, Seat
@@ -38,6 +37,7 @@ from jobs.smaller_chunks import memory_named
 from jobs.targets import read_labelled
 from jobs.validation import Validator
 from pipeline.dataset import open_dataset
+from pipeline.process_memory import keep_freed_blocks
 from pipeline.storage import Location
 
 KEPT_RECORDS = 1000

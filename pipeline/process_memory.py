@@ -29,9 +29,9 @@ def return_freed_blocks() -> None:
 def keep_freed_blocks() -> None:
     """From here on keep up to KEPT_BYTES of freed blocks for whoever asks next.
 
-    A step of training frees and asks for the same blocks again and again; each time the system
-    took them back, their pages had to be found and cleared anew, a tenth of a step on a CPU. Where
-    malloc is not glibc's this does nothing.
+    A step of training, and groups on their way into a shard, free and ask for the same blocks again
+    and again; each time the system took them back, their pages had to be found and cleared anew, a
+    tenth of the time on a CPU. Where malloc is not glibc's this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
