@@ -7,7 +7,8 @@ Writes   `storage_path`/`name`: checkpoints, then the model; one MLflow run; wit
          model version
 Needs    a CPU core (or a GPU) a worker
 Again    a run that was killed continues from its last checkpoint, in the same MLflow run;
-         a finished one is left alone: choose another `name`
+         a finished one is left alone: choose another `name`; a second driver is refused while the
+         first one lives
 
 Example  farreach train train.yaml dataset=scenes name=first model.trunk.width=96
 """
@@ -16,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import torch
 from rich.console import Console
@@ -35,9 +35,9 @@ from jobs.events import Event, Journal, told_restarts
 from jobs.inbox import StepRecord
 from jobs.leaving import STOPPED
 from jobs.memory_limit import bounded_of, first_chunks
-from jobs.mlflow_store import require_tracking
 from jobs.monitor import Monitor
 from jobs.offender_record import OffenderRecord
+from jobs.one_run import alone
 from jobs.profiling import log_profile
 from jobs.resuming import unfinished_record
 from jobs.run_record import RunRecord
@@ -47,7 +47,6 @@ from jobs.smaller_chunks import SmallerChunks, within_lessons
 from jobs.stopping import stop_signals
 from jobs.targets import Labelled, head_config, read_labelled, require_grid
 from jobs.trace import Trace
-from jobs.tracking import Run, known_run, new_run
 from jobs.train_config import TrainConfig
 from jobs.trained import TrainResult, hand_out, tell
 from jobs.unsent import PATIENCE_S, Spool, recorded, unanswered
@@ -68,7 +67,7 @@ def main(config: TrainConfig) -> TrainResult:
     bounded = within_lessons(
         bounded_of(config, model, labelled.records), folder, zero_stage=config.engine.zero_stage
     )
-    before = unfinished_record(config, folder, digest=dataset.info.digest)
+    unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
         f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
         f"{num_parameters(model):,} parameters, {config.total_steps} steps of "
@@ -83,9 +82,11 @@ def main(config: TrainConfig) -> TrainResult:
         require_workers(config.workers)
         digest, settings = dataset.info.digest, to_flat_dict(config)
         blank = RunRecord(run_id="", config=settings, digest=digest)
-        run, record = begun(config, before or blank, now=blank, folder=folder)
         tags = tags_of(config, dataset)
-        with recorded(run, folder=folder, params=settings, tags=tags) as spool:
+        with (
+            alone(config, folder, blank=blank) as (run, record),
+            recorded(run, folder=folder, params=settings, tags=tags) as spool,
+        ):
             spool.log_json(to_dict(config), "config.json")
             spool.log_dataset(
                 config.dataset,
@@ -97,26 +98,8 @@ def main(config: TrainConfig) -> TrainResult:
             result = train(
                 replace(config, bounded=bounded), model, dataset, spool, console, origin=record
             )
-        replace(record, finished=True).write(folder)
     tell(replace(config, bounded=bounded), result, dataset, console)
     return result
-
-
-def begun(
-    config: TrainConfig, before: RunRecord, *, now: RunRecord, folder: str
-) -> tuple[Run, RunRecord]:
-    """The one MLflow run of a training, however early an earlier driver was killed."""
-    if before.run_id:
-        run, token = known_run(before.run_id), before.token
-    else:
-        require_tracking()
-        # noted first, so that a run that is made and not noted is found again
-        token = before.token or uuid4().hex
-        replace(now, token=token).write(folder)
-        run = new_run(config.experiment, name=config.name, token=token)
-    record = replace(now, run_id=run.run_id, token=token)
-    record.write(folder)
-    return run, record
 
 
 def tags_of(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One job at a time at an output: a lease that a thread renews while its job lives.
+"""One job at a time at an output or a run: a lease that a thread renews while its job lives.
 
     lease-000001.json     the first holder: who it is, and a beat that rises while it lives
     lease-000002.json     whoever took over when the first had died; the highest number rules
@@ -146,8 +146,8 @@ def _refuse_the_living(place: Location, *, term: int) -> None:
 def _taken(place: Location, holder: dict[str, Any]) -> ValueError:
     who = f" (process {holder.get('pid')} on {holder.get('host')})" if holder else ""
     return ValueError(
-        f"{place}: another preprocess job is at work here{who}; "
-        f"wait for it, or give this one its own output"
+        f"{place}: another job is at work here{who}; "
+        f"wait for it, or give this one a place of its own"
     )
 
 

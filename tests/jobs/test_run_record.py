@@ -1,12 +1,14 @@
 """What a run's folder says of it: one MLflow run however a driver ends; damage in one line."""
 
+from dataclasses import replace
+
 import mlflow
 import pytest
 
 from jobs.best import FOLDER, read_best
 from jobs.best import RECORD as BEST
+from jobs.one_run import alone, begun
 from jobs.run_record import RECORD, RunRecord, read_record
-from jobs.train import begun
 from tests.jobs.small_training import train_config
 
 BLANK = RunRecord(run_id="", config={}, digest="d")
@@ -77,3 +79,15 @@ def test_a_damaged_record_of_the_best_model_is_named(tmp_path, content):
     (tmp_path / FOLDER / BEST).write_text(content)
     with pytest.raises(ValueError, match=r"best\.json is damaged"):
         read_best(str(tmp_path))
+
+
+@pytest.mark.usefixtures("store")
+def test_a_second_driver_is_refused_while_the_first_one_lives(tmp_path):
+    config, folder = train_config("nowhere"), str(tmp_path / "run")
+    with (
+        alone(config, folder, blank=BLANK) as (run, record),
+        pytest.raises(ValueError, match="another job is at work here"),
+    ):
+        alone(config, folder, blank=BLANK).__enter__()
+    assert runs() == [run.run_id]
+    assert read_record(folder) == replace(record, finished=True)

@@ -119,7 +119,7 @@ def test_a_job_elsewhere_is_watched_and_its_place_taken_only_when_it_is_silent(
     with monkeypatch.context() as patched:
         patched.setattr(lease, "SILENT_S", 600.0)
         patched.setattr(lease, "_read", beating)
-        with pytest.raises(ValueError, match="another preprocess job is at work here"):
+        with pytest.raises(ValueError, match="another job is at work here"):
             hold(place).__enter__()
     with hold(place):
         assert leases(place) == ["lease-000005.json"]
@@ -140,7 +140,7 @@ def test_of_two_jobs_that_take_over_at_the_same_time_one_is_refused(
         raise FileExistsError
 
     monkeypatch.setattr(lease.Lease, "take", slowly)
-    with pytest.raises(ValueError, match="another preprocess job is at work here"):
+    with pytest.raises(ValueError, match="another job is at work here"):
         hold(place).__enter__()
     assert leases(place) == []
 
