@@ -82,6 +82,16 @@ class Skip:
         return cls(**{**fields, "images": tuple(fields["images"])})
 
 
+@dataclass(frozen=True)
+class Around:
+    """Steps to go around; as ranges, which a file may make as long as it likes."""
+
+    ranges: tuple[range, ...]
+
+    def __contains__(self, step: object) -> bool:
+        return any(step in each for each in self.ranges)
+
+
 class RollBack(Exception):  # noqa: N818 - no error: training goes on
     """Raised on all workers alike: go back to a checkpoint, and around these steps."""
 
@@ -123,9 +133,9 @@ class Guard:
             "around": [[each.start, each.stop] for each in self.around],
         }
 
-    def goes_around(self) -> frozenset[int]:
+    def goes_around(self) -> "Around":
         """The steps whose batches were left behind by rollbacks."""
-        return frozenset(step for each in self.around for step in each)
+        return Around(self.around)
 
     def judge(self, *, loss: float, norm: float) -> str:
         """Why this step is not to be taken, or nothing; every worker calls it, once a step.
