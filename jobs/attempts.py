@@ -46,6 +46,8 @@ class Attempts:
     max_failures: int
     """In a row, without a new checkpoint between them."""
     adapt: Adapt = as_it_was
+    check: Callable[[], None] = lambda: None
+    """Raises what ends the training at once."""
     num_failures: int = 0
 
     def run(self, assignment: Assignment) -> None:
@@ -83,7 +85,10 @@ class Attempts:
             asked_s = time.monotonic() - self.stop.asked_s
             return asked_s > SILENCE_S and not self.monitor.hears_workers(within_s=SILENCE_S)
 
-        return self.stop.heeded(lambda: self.fit(assignment), gives_up=gives_up) or ""
+        return (
+            self.stop.heeded(lambda: self.fit(assignment), gives_up=gives_up, check=self.check)
+            or ""
+        )
 
     def _raise_if_stopped(self, error: BaseException | None) -> None:
         if self.stop.signum is None:

@@ -49,6 +49,7 @@ def connect(*, num_cpus: int | None = None) -> Iterator[None]:
         gc.freeze()
         yield
     finally:
+        gc.unfreeze()
         ray.shutdown()
 
 

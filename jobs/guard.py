@@ -37,7 +37,8 @@ class GuardConfig:
     least_steps: int = 30
     """Accepted steps before anything is called a spike."""
     spike_deviations: float | None = 20.0
-    """Of the loss, above the median of the window; None takes every step that is finite."""
+    """Of the loss, above the median of the window; None takes every step that is finite. A large
+    gradient is left to optimizer.clip_norm."""
     max_skips_in_a_row: int = 5
     """After so many, training goes back to a checkpoint and goes around these batches."""
     margin_steps: int = 10
@@ -115,7 +116,7 @@ class Guard:
     def __init__(self, config: GuardConfig, *, state: Mapping[str, Any]) -> None:
         self.config = config
         self._accepted = deque(state.get("losses", ()), maxlen=config.window_steps)
-        self._start: float | None = state.get("start")
+        self._start: float | None = state.get("first_loss")
         self.row = [Skip.of(each) for each in state.get("row", ())]
         self.around = tuple(range(*each) for each in state.get("around", ()))
         """Steps to go around, a range a rollback."""
@@ -128,12 +129,12 @@ class Guard:
         """JSON-able, and bounded by the configuration."""
         return {
             "losses": list(self._accepted),
-            "start": self._start,
+            "first_loss": self._start,
             "row": [asdict(each) for each in self.row],
             "around": [[each.start, each.stop] for each in self.around],
         }
 
-    def goes_around(self) -> "Around":
+    def goes_around(self) -> Around:
         """The steps whose batches were left behind by rollbacks."""
         return Around(self.around)
 
@@ -149,7 +150,7 @@ class Guard:
         if self.reason:
             return self.reason
         self._accepted.append(self.loss)
-        if self._start is None and len(self._accepted) == self.config.least_steps:
+        if self._start is None and len(self._accepted) >= self.config.least_steps:
             self._start = float(np.median(self._accepted))
         self.row = []
         return ""

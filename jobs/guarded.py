@@ -146,9 +146,12 @@ class Guarded:
         return progress
 
     def _summed(self, part: float) -> Callable[[], float]:
-        """Begins to sum over all workers, while the engine finds the norm; gives who waits."""
+        """Begin to sum over all workers while the engine finds the norm; a call waits for it."""
         there = torch.tensor(part, dtype=torch.float64, device=self.device)
         sent = dist.all_reduce(there, async_op=True)
+        if there.is_cuda:
+            # holds up no thread, and NCCL wants one group's work in order before another group's
+            sent.wait()
 
         def wait() -> float:
             sent.wait()

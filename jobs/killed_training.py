@@ -14,7 +14,8 @@ from jobs.victims import Found, candidates
 MOST_DELAY_S = 0.5
 """Of a kill after its step is in the record."""
 PREPARING = (".get_metadata", ".init_train_context")
-"""What Ray calls a worker that it has not given its training yet."""
+"""What Ray calls a worker that it has not given its training yet; where it dies, Ray starts another
+by itself, and nobody is told. Seen on this machine only."""
 SAVING_STEPS = 12
 """How many steps a kill waits for a checkpoint to be written, before it comes anyway."""
 

@@ -1,8 +1,8 @@
 """One training, one driver, one MLflow run: however often it is killed and begun again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from jobs.mlflow_store import require_tracking
@@ -10,23 +10,43 @@ from jobs.resuming import unfinished_record
 from jobs.run_record import RunRecord, read_record
 from jobs.tracking import Run, known_run, new_run
 from jobs.train_config import TrainConfig
-from pipeline.lease import hold
+from pipeline.lease import Lease, hold
 from pipeline.storage import Location
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A run, and the right to be its driver."""
+
+    run: Run
+    record: RunRecord
+    lease: Lease
+
+
 @contextmanager
-def alone(config: TrainConfig, folder: str, *, blank: RunRecord) -> Iterator[tuple[Run, RunRecord]]:
+def held_run(
+    config: TrainConfig, folder: str, *, blank: RunRecord, tell: Callable[[str], None]
+) -> Iterator[Held]:
     """The run of this driver and of no other one inside the block; finished when it ends well.
 
-    ValueError where another driver is at it.
+    Args:
+        config: of the training.
+        folder: of the run.
+        blank: the record of a run that is only beginning.
+        tell: hears of a wait.
+
+    Raises:
+        ValueError: another driver is at it, or has taken it over.
     """
     known = read_record(folder)
     if not (known and known.run_id):
+        # before the lease makes a folder
         require_tracking()
-    with hold(Location.of(folder)):
+    with hold(Location.of(folder), tell=tell) as lease:
         before = unfinished_record(config, folder, digest=blank.digest)
         run, record = begun(config, before or blank, now=blank, folder=folder)
-        yield run, record
+        yield Held(run=run, record=record, lease=lease)
+        lease.check()
         replace(record, finished=True).write(folder)
 
 

@@ -42,17 +42,21 @@ class Stop:
         while self.signum is None and time.monotonic() < until_s:
             time.sleep(POLL_S)
 
-    def heeded(self, call: Callable[[], Made], *, gives_up: Callable[[], bool]) -> Made:
+    def heeded(
+        self, call: Callable[[], Made], *, gives_up: Callable[[], bool], check: Callable[[], None]
+    ) -> Made:
         """What `call` gives; it runs in a thread, so that signals find this one free.
 
         Raises:
             Stopped: a signal came, and since then `gives_up` has said that nothing will end.
+            Exception: what `check` raises, which is called again and again meanwhile.
         """
         ended: list[Callable[[], Made]] = []
         thread = threading.Thread(target=lambda: ended.append(_outcome(call)), daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
+            check()
             if self.signum is not None and gives_up():
                 raise Stopped("ended without a checkpoint of its own", signum=self.signum)
         return ended[0]()

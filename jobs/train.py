@@ -37,7 +37,7 @@ from jobs.leaving import STOPPED
 from jobs.memory_limit import bounded_of, first_chunks
 from jobs.monitor import Monitor
 from jobs.offender_record import OffenderRecord
-from jobs.one_run import alone
+from jobs.one_run import Held, held_run
 from jobs.profiling import log_profile
 from jobs.resuming import unfinished_record
 from jobs.run_record import RunRecord
@@ -67,6 +67,7 @@ def main(config: TrainConfig) -> TrainResult:
     bounded = within_lessons(
         bounded_of(config, model, labelled.records), folder, zero_stage=config.engine.zero_stage
     )
+    # a finished or changed run is refused before Ray starts; it is read again under the lease
     unfinished_record(config, folder, digest=dataset.info.digest)
     console.print(
         f"{config.name}: {len(labelled.records)} images of split {config.split!r}, "
@@ -84,8 +85,8 @@ def main(config: TrainConfig) -> TrainResult:
         blank = RunRecord(run_id="", config=settings, digest=digest)
         tags = tags_of(config, dataset)
         with (
-            alone(config, folder, blank=blank) as (run, record),
-            recorded(run, folder=folder, params=settings, tags=tags) as spool,
+            held_run(config, folder, blank=blank, tell=console.print) as held,
+            recorded(held.run, folder=folder, params=settings, tags=tags) as spool,
         ):
             spool.log_json(to_dict(config), "config.json")
             spool.log_dataset(
@@ -96,7 +97,7 @@ def main(config: TrainConfig) -> TrainResult:
                 counts={"images": len(labelled.records)},
             )
             result = train(
-                replace(config, bounded=bounded), model, dataset, spool, console, origin=record
+                replace(config, bounded=bounded), model, dataset, spool, console, held=held
             )
     tell(replace(config, bounded=bounded), result, dataset, console)
     return result
@@ -159,7 +160,7 @@ def train(
     spool: Spool,
     console: Console,
     *,
-    origin: RunRecord,
+    held: Held,
 ) -> TrainResult:
     """Run the workers to the end, log what they measure, register what they made."""
     folder = str(Location.of(config.storage_path).child(config.name))
@@ -177,7 +178,7 @@ def train(
         records = read_labelled(dataset, model.head, split=config.split).records
         return first_chunks(config, model, records)
 
-    told = assignment(config, model, origin=origin, inbox=None)
+    told = assignment(config, model, origin=held.record, inbox=None)
     with offenders, monitor, stop_signals(ask_to_leave) as stop:
         saved = committed_step(folder)
         if saved or logged_steps:
@@ -195,6 +196,7 @@ def train(
             folder=folder,
             max_failures=config.workers.max_failures,
             adapt=SmallerChunks(folder=folder, begin=begin, tell=monitor.tell),
+            check=held.lease.heed,
         ).run(told)
     if restarts := told_restarts(monitor.journal.events):
         console.print(restarts)

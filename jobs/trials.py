@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ray import tune
 from jobs.best import read_best
 from jobs.mlflow_store import tracking_uri
 from jobs.search_space import Value
+from pipeline.lease import AT_WORK
 from pipeline.storage import Location
 
 HANDED_ON = ("MLFLOW_", "AWS_")
@@ -23,6 +25,8 @@ HANDED_ON = ("MLFLOW_", "AWS_")
 FINISHED_BEFORE = "this run has finished"
 """What a training says that is asked for again."""
 NODE_SHARE = 0.001
+ORPHAN_S, AGAIN_S = 120.0, 5.0
+"""How long a training may live on whose search was killed: it ends when it misses its Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,21 @@ def run_trials(
 
 def run_trial(trial: Trial, environment: Mapping[str, str]) -> Tuned:
     """Train in a process of its own; what goes wrong there is a result, too."""
+    until_s = time.monotonic() + ORPHAN_S
+    code, said = _train(trial, environment)
+    while code and AT_WORK in said and time.monotonic() < until_s:
+        time.sleep(AGAIN_S)
+        code, said = _train(trial, environment)
+    if code and FINISHED_BEFORE not in said:
+        return Tuned(number=trial.number, value=None, reason=said)
+    best = read_best(trial.folder)
+    if best is None:
+        return Tuned(number=trial.number, value=None, reason="no validation gave a number")
+    return Tuned(number=trial.number, value=best.figures[best.figure], step=best.step)
+
+
+def _train(trial: Trial, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Exit code of `farreach train`, and the last line that it said."""
     with tempfile.TemporaryDirectory(prefix="farreach-trial-") as folder:
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-m", "jobs.cli", "train", str(trial.write(Path(folder)))],
@@ -117,9 +136,4 @@ def run_trial(trial: Trial, environment: Mapping[str, str]) -> Tuned:
             check=False,
         )
     said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-    if done.returncode and FINISHED_BEFORE not in said[-1]:
-        return Tuned(number=trial.number, value=None, reason=said[-1])
-    best = read_best(trial.folder)
-    if best is None:
-        return Tuned(number=trial.number, value=None, reason="no validation gave a number")
-    return Tuned(number=trial.number, value=best.figures[best.figure], step=best.step)
+    return done.returncode, said[-1]

@@ -42,8 +42,9 @@ from pipeline.storage import Location
 
 CHANGED_WORKERS_TOLERANCE = 1e-5
 STEPS, STEPS_WHEN_WORKERS_CHANGE = 200, 40
-NOTICE_S = 5.0
-"""Until a process that is gone is told of; Ray takes 3.5 s to miss a raylet."""
+NOTICE_S, TELL_S = 5.0, 30.0
+"""Until a process that is gone is missed (Ray takes 3.5 s for a raylet), and until a driver has
+told of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,9 @@ def noticed(kills: Sequence[Kill]) -> list[Kill]:
     return [
         kill
         for kill, after in zip(kills, [*kills[1:], None], strict=True)
-        if kill.typed_again or after is None or after.at_s - kill.at_s > NOTICE_S
+        if kill.typed_again
+        or after is None
+        or after.at_s - kill.at_s > (TELL_S if after.typed_again else NOTICE_S)
     ]
 
 

@@ -15,7 +15,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ RENEW_S = 10.0
 SILENT_S = 60.0
 """A lease whose beat has not risen for so long may be taken over."""
 WATCH_S = 1.0
+AT_WORK = "another job is at work here"
 LEASE = re.compile(r"lease-(\d{6,9})\.json")
 
 _alive_here: set[str] = set()
@@ -54,15 +55,19 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Still ours; ValueError once another job has taken the output over.
+        """Still ours; ValueError once another job has taken the place over.
 
         Costs a listing and a small file.
         """
         self.lost = self.lost or self._is_lost()
+        self.heed()
+
+    def heed(self) -> None:
+        """The same by what the last renewal has found; costs nothing."""
         if self.lost:
             raise ValueError(
-                f"{self._place}: another preprocess job has taken over this output, so nothing was "
-                f"published; run one job at a time, or give each its own output"
+                f"{self._place}: another job has taken over here, so this one has ended and "
+                f"published nothing; run one job at a time, or give each a place of its own"
             )
 
     def release(self) -> None:
@@ -106,12 +111,18 @@ class Lease:
                 self._file.write_bytes(self._content())
 
 
+Tell = Callable[[str], None]
+
+
 @contextmanager
-def hold(place: Location) -> Iterator[Lease]:
-    """Hold the lease of an output inside this block; ValueError when another job is at work."""
+def hold(place: Location, *, tell: Tell | None = None) -> Iterator[Lease]:
+    """Hold the lease of an output inside this block; ValueError when another job is at work.
+
+    `tell` hears why it takes so long where a former holder cannot be seen from here.
+    """
     terms = _terms(place)
     if terms:
-        _refuse_the_living(place, term=max(terms))
+        _refuse_the_living(place, term=max(terms), tell=tell)
     lease = Lease(place, term=max(terms, default=0) + 1)
     try:
         lease.take()
@@ -132,12 +143,17 @@ def _terms(place: Location) -> list[int]:
     return [int(match[1]) for match in found if match]
 
 
-def _refuse_the_living(place: Location, *, term: int) -> None:
+def _refuse_the_living(place: Location, *, term: int, tell: Tell | None) -> None:
     file = place.child(f"lease-{term:06d}.json")
     content = _read(file)
     holder = _told(content)
     alive = _is_alive(holder)
     if alive is None:
+        if tell:
+            tell(
+                f"a job on {holder.get('host')} was at work here: watching for {SILENT_S:g} s "
+                "whether it still is"
+            )
         alive = _beats(file, content)
     if alive:
         raise _taken(place, holder)
@@ -145,10 +161,7 @@ def _refuse_the_living(place: Location, *, term: int) -> None:
 
 def _taken(place: Location, holder: dict[str, Any]) -> ValueError:
     who = f" (process {holder.get('pid')} on {holder.get('host')})" if holder else ""
-    return ValueError(
-        f"{place}: another job is at work here{who}; "
-        f"wait for it, or give this one a place of its own"
-    )
+    return ValueError(f"{place}: {AT_WORK}{who}; wait for it, or give this one a place of its own")
 
 
 def _read(file: Location) -> bytes | None:

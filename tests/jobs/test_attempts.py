@@ -1,6 +1,7 @@
 """Which failures start the workers again, how often, and what is told of it."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -248,3 +249,16 @@ def test_only_a_folder_with_a_manifest_is_progress(tmp_path):
 
 def test_no_change_is_the_usual_change():
     assert as_it_was(LOST, FakeAssignment()) is None  # type: ignore[arg-type]
+
+
+def test_a_run_that_somebody_else_has_taken_over_ends_at_once(tmp_path, stop):
+    def check() -> None:
+        raise ValueError("taken over")
+
+    trying = attempts(tmp_path, stop, [""] * 2, check=check)
+    waits = threading.Event()
+    trying.fit.meanwhile = waits.wait
+    with pytest.raises(ValueError, match="taken over"):
+        trying.run(FakeAssignment())
+    assert len(trying.fit.told) == 1
+    waits.set()

@@ -108,6 +108,15 @@ def test_nothing_is_a_spike_before_there_are_enough_steps_and_nan_always_is_refu
     assert guard.judge(loss=1e9, norm=1e9)
 
 
+def test_what_is_enough_steps_may_change_on_the_way():
+    state = guard_of(GuardConfig(least_steps=30))
+    for _ in range(20):
+        assert not state.judge(loss=1.0, norm=1.0)
+    guard = guard_of(GuardConfig(least_steps=10), **state.state())
+    assert not guard.judge(loss=1.0, norm=1.0)
+    assert guard.judge(loss=1e9, norm=1.0)
+
+
 def test_without_deviations_every_finite_step_is_taken():
     guard = guard_of(GuardConfig(spike_deviations=None))
     for _ in range(50):

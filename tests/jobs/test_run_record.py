@@ -7,8 +7,9 @@ import pytest
 
 from jobs.best import FOLDER, read_best
 from jobs.best import RECORD as BEST
-from jobs.one_run import alone, begun
+from jobs.one_run import begun, held_run
 from jobs.run_record import RECORD, RunRecord, read_record
+from pipeline.storage import Location
 from tests.jobs.small_training import train_config
 
 BLANK = RunRecord(run_id="", config={}, digest="d")
@@ -85,9 +86,22 @@ def test_a_damaged_record_of_the_best_model_is_named(tmp_path, content):
 def test_a_second_driver_is_refused_while_the_first_one_lives(tmp_path):
     config, folder = train_config("nowhere"), str(tmp_path / "run")
     with (
-        alone(config, folder, blank=BLANK) as (run, record),
+        held_run(config, folder, blank=BLANK, tell=print) as held,
         pytest.raises(ValueError, match="another job is at work here"),
     ):
-        alone(config, folder, blank=BLANK).__enter__()
-    assert runs() == [run.run_id]
-    assert read_record(folder) == replace(record, finished=True)
+        held_run(config, folder, blank=BLANK, tell=print).__enter__()
+    assert runs() == [held.run.run_id]
+    assert read_record(folder) == replace(held.record, finished=True)
+
+
+@pytest.mark.usefixtures("store")
+def test_a_driver_whose_run_was_taken_over_does_not_finish_it(tmp_path):
+    config, folder = train_config("nowhere"), str(tmp_path / "run")
+    with (
+        pytest.raises(ValueError, match="another job has taken over here"),
+        held_run(config, folder, blank=BLANK, tell=print),
+    ):
+        Location.of(folder).child("lease-000002.json").create_bytes(b"{}")
+    record = read_record(folder)
+    assert record is not None
+    assert not record.finished

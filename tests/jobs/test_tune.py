@@ -18,6 +18,7 @@ from jobs.train_config import TrainConfig
 from jobs.trials import Trial, Tuned, run_trial
 from jobs.tune import TuneConfig, main, ranking, require_trials, trials_of
 from jobs.workers import WorkersConfig
+from pipeline.lease import AT_WORK
 from tests.jobs.small_training import train_config
 
 SPACE = {
@@ -123,6 +124,22 @@ def test_what_a_trials_process_says_is_understood(tmp_path, monkeypatch, code, s
     monkeypatch.setattr(trials.subprocess, "run", lambda *_, **__: done)
     found = run_trial(trial, {})
     assert (found.number, found.value, found.reason) == (3, value, reason)
+
+
+def test_a_trial_waits_for_the_training_that_a_killed_search_has_left(tmp_path, monkeypatch):
+    trial = Trial(
+        number=3, values={}, settings={"storage_path": str(tmp_path), "name": "trial-0003"}
+    )
+    new = Standing.of(ValidationConfig(), {})
+    name_best(trial.folder, replace(new, best=0.25, best_step=8, figures={"loss": 0.25}))
+    ends = [
+        SimpleNamespace(returncode=2, stderr=f"farreach train: x: {AT_WORK} (process 7 on y)"),
+        SimpleNamespace(returncode=0, stderr=""),
+    ]
+    monkeypatch.setattr(trials, "AGAIN_S", 0.0)
+    monkeypatch.setattr(trials.subprocess, "run", lambda *_, **__: ends.pop(0))
+    assert run_trial(trial, {}).value == 0.25
+    assert not ends
 
 
 @pytest.mark.ray

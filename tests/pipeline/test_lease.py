@@ -90,7 +90,7 @@ def test_a_holder_that_slept_through_two_others_leaves_the_lease_to_the_last(
             pass
         with hold(place) as last:
             assert leases(place) == ["lease-000001.json"]
-            with pytest.raises(ValueError, match="another preprocess job has taken over"):
+            with pytest.raises(ValueError, match="another job has taken over"):
                 first.check()
             slow.close()
             last.check()
@@ -157,7 +157,7 @@ def test_the_holder_renews_its_lease_and_finds_out_when_it_has_lost_it(
         place.child("lease-000002.json").create_bytes(b"{}")
         held._thread.join(60)
         assert held.lost
-        with pytest.raises(ValueError, match="another preprocess job has taken over"):
+        with pytest.raises(ValueError, match="another job has taken over"):
             held.check()
     assert leases(place) == ["lease-000002.json"]
 
@@ -183,7 +183,7 @@ def test_a_job_that_lost_its_lease_publishes_nothing(tmp_path: Path, tasks: int)
                 done.append(preprocess(config, run_stage=in_process))
             yield result
 
-    with pytest.raises(ValueError, match="another preprocess job has taken over") as caught:
+    with pytest.raises(ValueError, match="another job has taken over") as caught:
         preprocess(config, run_stage=overtaken)
     assert "\n" not in str(caught.value)
     stored = open_dataset(config.output)
