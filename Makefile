@@ -6,7 +6,7 @@ PYTHON ?= python3
 .PHONY: help setup demo test check format clean
 help:
 	@echo "make demo    set up, then the whole road on a small dataset (5 minutes on 2 cores)"
-	@echo "make test    set up, then all tests (under 10 minutes on 2 cores)"
+	@echo "make test    set up, then all tests (about 25 minutes on 2 cores)"
 	@echo "make check   lint, formatting and types"
 	@echo "make format  rewrite the code as the linter wants it"
 	@echo "make clean   remove what the demo made (the environment stays)"

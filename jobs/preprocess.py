@@ -19,9 +19,9 @@ from contextlib import ExitStack
 import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.cluster import connect, require_lasting
+from jobs.job_progress import JobProgress
 from pipeline.config import PreprocessConfig
 from pipeline.dataset import open_dataset
 from pipeline.flow import PreprocessReport, Stage, on_ray, preprocess
@@ -29,6 +29,7 @@ from pipeline.flow import PreprocessReport, Stage, on_ray, preprocess
 __all__ = ["PreprocessConfig", "main"]
 
 QUARANTINE_LINES = 5
+READING = "reading headers"
 
 
 def main(config: PreprocessConfig) -> PreprocessReport:
@@ -36,30 +37,27 @@ def main(config: PreprocessConfig) -> PreprocessReport:
     require_lasting(output=config.output)
     console = Console(soft_wrap=True)
     with ExitStack() as held:
-        bar = _bar(console)
-        task = bar.add_task("reading headers", total=None)
+        shown = JobProgress(console, what=READING)
 
         def on_workers(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
             # only now: mistakes in places and labels are told without waiting for Ray
-            if not bar.live.is_started:
+            if not shown.is_shown:
                 held.enter_context(connect())
-                held.enter_context(bar)
-            return on_ray(stage, tasks)
+                held.enter_context(shown)
+            done, total = 0, sum(task.num_rows for task in tasks)
+            for table in on_ray(stage, tasks):
+                yield table
+                done += table.num_rows
+                if shown.what == READING:
+                    shown.update(done, total)
 
-        report = preprocess(
-            config,
-            progress=lambda done, total: bar.update(
-                task, description="storing groups", completed=done, total=total
-            ),
-            run_stage=on_workers,
-        )
+        def stored(done: int, total: int) -> None:
+            shown.what = "storing groups"
+            shown.update(done, total)
+
+        report = preprocess(config, progress=stored, run_stage=on_workers)
     _say(report, console)
     return report
-
-
-def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console)
 
 
 def _say(report: PreprocessReport, console: Console) -> None:
