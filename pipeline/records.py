@@ -20,6 +20,10 @@ from pipeline.schema import (
 )
 from pipeline.storage import Location
 
+# a schema makes its list of names anew each time it is asked, and there may be a million images
+KNOWN = frozenset(IMAGES.names)
+KEPT = tuple(name for name in IMAGES.names if name != "moments")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -77,7 +81,7 @@ class ImageRecord:
     @staticmethod
     def from_row(row: dict[str, Any]) -> "ImageRecord":
         """A row of images.parquet; columns beyond IMAGES are labels."""
-        known = {name: row[name] for name in IMAGES.names if name != "moments"}
+        known = {name: row[name] for name in KEPT}
         return ImageRecord(
             **{
                 **known,
@@ -85,7 +89,7 @@ class ImageRecord:
                 "groups": tuple(row["groups"]),
                 "parts": tuple(Part(**part) for part in row["parts"]),
             },
-            labels={name: value for name, value in row.items() if name not in IMAGES.names},
+            labels={name: value for name, value in row.items() if name not in KNOWN},
         )
 
 
