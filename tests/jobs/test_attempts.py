@@ -257,7 +257,7 @@ def test_a_run_that_somebody_else_has_taken_over_ends_at_once(tmp_path, stop):
 
     trying = attempts(tmp_path, stop, [""] * 2, check=check)
     waits = threading.Event()
-    trying.fit.meanwhile = waits.wait
+    trying.fit.meanwhile = lambda: waits.wait(20.0)
     with pytest.raises(ValueError, match="taken over"):
         trying.run(FakeAssignment())
     assert len(trying.fit.told) == 1
