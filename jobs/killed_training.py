@@ -15,7 +15,7 @@ MOST_DELAY_S = 0.5
 """Of a kill after its step is in the record."""
 PREPARING = (".get_metadata", ".init_train_context")
 """What Ray calls a worker that it has not given its training yet; where it dies, Ray starts another
-by itself, and nobody is told. Seen on this machine only."""
+by itself, and nobody is told. Names of a cluster's workers do not say it."""
 SAVING_STEPS = 12
 """How many steps a kill waits for a checkpoint to be written, before it comes anyway."""
 
