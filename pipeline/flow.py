@@ -59,7 +59,7 @@ def on_ray(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     # Not from_arrow: that starts a task a table, to count its rows.
-    done = from_blocks([_packed(task) for task in together(tasks, num_cpus=num_cpus)]).map_batches(
+    done = from_blocks(together(tasks, num_cpus=num_cpus)).map_batches(
         partial(_on_worker, stage), batch_size=None, batch_format="pyarrow", num_cpus=1
     )
     # Ray would hold tasks back for a consumer that is slow: what they give is small, and of two
@@ -68,21 +68,10 @@ def on_ray(stage: Stage, tasks: list[pa.Table]) -> Iterator[pa.Table]:
     yield from done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def _packed(task: pa.Table) -> pa.Table:
-    """One value that holds the whole table: Ray copies the schema of every task as it begins, and
-    takes 10 ms for one as deep as SHARDS.
-    """
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, task.schema) as stream:
-        stream.write_table(task)
-    return pa.table({"task": [sink.getvalue().to_pybytes()]})
-
-
 def _on_worker(stage: Stage, task: pa.Table) -> pa.Table:
     """A stage in a process of Ray's, which lives longer than its task."""
     keep_freed_blocks()
-    (one,) = task["task"]
-    return stage(pa.ipc.open_stream(one.as_buffer()).read_all())
+    return stage(task)
 
 
 def together(tasks: list[pa.Table], *, num_cpus: int) -> list[pa.Table]:
