@@ -40,7 +40,7 @@ def config_of(dataset: str, folder: Path, **workers) -> TrainConfig:
 
 
 def workers(title: str = "ray::RayTrain") -> list[psutil.Process]:
-    """Ray's processes that train, below this one."""
+    """Ray's processes that train, below this one, the newest last; numbers begin anew at 32,768."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -48,7 +48,7 @@ def workers(title: str = "ray::RayTrain") -> list[psutil.Process]:
                 found.append(process)
         except psutil.Error:
             continue
-    return sorted(found, key=lambda process: process.pid)
+    return sorted(found, key=lambda process: process.create_time())
 
 
 def saved(config: TrainConfig) -> int:
