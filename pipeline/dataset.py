@@ -26,7 +26,7 @@ from pipeline.messages import (
     read_run,
 )
 from pipeline.ranges import Ranges, ReadingConfig
-from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part, stored_table
+from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part, records_of, stored_table
 from pipeline.schema import INFO, PixelFormat
 from pipeline.storage import Location
 
@@ -71,7 +71,7 @@ class Dataset:
         self._ranges = None if place.is_local else Ranges(reading)
         self._pool = None if place.is_local else ThreadPoolExecutor(reading.in_flight, "images")
         self._cache = RangeCache(reading.cache) if reading.cache and self._ranges else None
-        self._records = [ImageRecord.from_row(row) for row in self._table("images").to_pylist()]
+        self._records = records_of(self._table("images"))
         self._maps: OrderedDict[str, pa.Buffer] = OrderedDict()
         self._lock = threading.Lock()
 

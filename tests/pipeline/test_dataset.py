@@ -7,7 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -28,7 +28,15 @@ from pipeline.dataset import DamagedError, Dataset, open_dataset
 from pipeline.flow import preprocess
 from pipeline.messages import Kind, StrangeBatchError, read_run
 from pipeline.ranges import ReadingConfig
-from pipeline.records import DatasetInfo, ImageGroups, ImageRecord, Part
+from pipeline.records import (
+    DatasetInfo,
+    ImageGroups,
+    ImageRecord,
+    Part,
+    records_of,
+    stored_table,
+)
+from pipeline.schema import IMAGES
 from pipeline.verify import verify
 from tests.pipeline.scenes import in_process, noise, write_raster
 
@@ -187,6 +195,33 @@ def test_bytes_that_pretend_to_be_groups_are_refused_or_read_within_bounds(
         first = array.ctypes.data - held.address
         last = first + size + array[1].nbytes
         assert 0 <= first < last <= held.size
+
+
+def test_records_are_the_rows_of_the_table_also_where_they_are_many(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = stored_table(dataset.place, dataset.info, "images")
+    monkeypatch.setattr("pipeline.records.ROWS_TOGETHER", 2)
+    many = pa.concat_tables([images] * 3)
+    for row, record in zip(many.to_pylist(), records_of(many), strict=True):
+        told = asdict(record)
+        labels = told.pop("labels")
+        assert {name: row[name] for name in labels} == labels
+        assert all(each in labels for each in row if each not in IMAGES.names)
+        assert told["parts"] == tuple(row["parts"])
+        assert told["groups"] == tuple(row["groups"])
+        assert list(told["transform"] or []) == (row["transform"] or [])
+        plain = [name for name in told if name not in ("parts", "groups", "transform")]
+        assert repr([told[name] for name in plain]) == repr([row[name] for name in plain])
+
+
+@pytest.mark.parametrize("column", ["groups", "parts"])
+def test_a_table_with_an_image_without_groups_is_refused(dataset: Dataset, column: str) -> None:
+    images = stored_table(dataset.place, dataset.info, "images")
+    nothing = pa.nulls(images.num_rows, images[column].type)
+    images = images.set_column(images.column_names.index(column), column, nothing)
+    with pytest.raises(ValueError, match="without groups or parts: preprocess again"):
+        records_of(images)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 8, 32 * 32 * 3, 10**15])
