@@ -10,7 +10,7 @@ Ids are what labels refer to, so two images may not share one.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
@@ -96,6 +96,8 @@ def _rows(table: Location) -> list[tuple[str, Location]]:
 def _present(pairs: list[tuple[str, Location]]) -> pa.Table:
     """Files that somebody named must be there."""
     for _, place in pairs:
+        if place.is_local and Path(place.path).is_dir():
+            raise ValueError(f"{place} is a folder: give it alone, or list the images in it")
         if suffix_of(place.path) not in SUFFIXES:
             raise ValueError(f"{place}: no known image suffix; known are {', '.join(SUFFIXES)}")
     there = identities_of([place for _, place in pairs])

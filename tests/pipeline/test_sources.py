@@ -70,6 +70,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("absent", FileNotFoundError, "absent: no such folder"),
         ("empty", ValueError, r"empty: no image among its 0 file\(s\)"),
         (["absent.tif"], FileNotFoundError, "absent.tif: not found"),
+        (["empty"], ValueError, "empty is a folder: give it alone"),
         (["notes.txt"], ValueError, "notes.txt: no known image suffix"),
         ("nouri.csv", ValueError, "nouri.csv: no column 'uri'; it has path"),
         ("norow.csv", ValueError, "norow.csv: the table has no row"),
