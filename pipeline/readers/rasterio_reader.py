@@ -150,9 +150,7 @@ class RasterioReader:
             self._check_store()
         except (RasterioError, OSError) as error:
             raise self._error(self._told(error), window=window) from self._failure or error
-        if heard:
-            self._open_again()
-            raise SourceError(heard[0], window=window)
+        self._require_quiet(heard, window=window)
         return out
 
     def alpha(self, window: Window) -> np.ndarray | None:
@@ -161,10 +159,12 @@ class RasterioReader:
             return None
         place = RasterWindow(window.left_px, window.top_px, window.width_px, window.height_px)
         try:
-            shown = self._source.read_masks(1, window=place)
+            with complaints() as heard:
+                shown = self._source.read_masks(1, window=place)
             self._check_store()
         except (RasterioError, OSError) as error:
             raise SourceError(self._told(error), window=window) from self._failure or error
+        self._require_quiet(heard, window=window)
         return shown
 
     def keep_tiles(self, num_tiles: int) -> None:
@@ -180,13 +180,16 @@ class RasterioReader:
         """From the factors that GDAL finds in the sizes of overviews."""
         return [1.0, *map(float, self._factors)]
 
-    def _open_again(self) -> None:
+    def _require_quiet(self, heard: list[str], *, window: Window) -> None:
         """GDAL keeps a tile that was complained of, and would give it without a word next time."""
+        if not heard:
+            return
         self._tiles = None
         self._source.close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             self._source = self._stack.enter_context(self._open())
+        raise SourceError(heard[0], window=window)
 
     @property
     def _failure(self) -> OSError | None:
