@@ -11,8 +11,9 @@ Example  farreach bench preprocess images='[[jpeg, 5000]]' rounds=1
 The ceiling is a bare loop over the same windows with the same library, on as many processes, all
 started beforehand and as nice as Ray's workers. Preprocessing is the real one, on Ray, from the
 files to a dataset on the disk; its workers are started by a run before, which does not count.
-Rounds take turns. Each image has a Ray of its own, so the peak of a worker's memory belongs to it
-alone.
+Rounds take turns; a virtual machine may find the memory of new files slowly, so that the first of
+them, in preprocess.json, are slower than the last. Each image has a Ray of its own, so the peak of
+a worker's memory belongs to it alone.
 """
 
 import os

@@ -1,12 +1,12 @@
 """Which groups hold nothing: no data, or the bare glass of a slide."""
 
+from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.config import BackgroundConfig
-from pipeline.schema import squares_of
+from pipeline.extract import Square
 
 CELL_PX = 8
 
@@ -30,29 +30,22 @@ def is_possible(nodata: float | None, *, dtype: np.dtype) -> TypeGuard[float]:
 
 
 def leave_out_background(
-    groups: pa.Table, *, background: BackgroundConfig, nodata: float | None
-) -> pa.Table:
+    squares: Iterable[Square], *, background: BackgroundConfig, nodata: float | None
+) -> Iterator[Square]:
     """Stage 4 of 5: groups -> the groups with something in them.
 
-    Takes    ADDRESSES plus pixels
-    Gives    the rows that hold content, in the same order
+    Takes    what extract_groups gives
+    Gives    those that hold content, in the same order
     Runs as  a part of the store task, on what was just read
-    Memory   a copy of the kept rows when some are left out; one byte a value of one group, and for
-             glass two 8-byte values a column and 8 rows
+    Memory   one byte a value of one group, and for glass two 8-byte values a column and 8 rows
     Fails    never; glass is only asked of RGB uint8, which the flow has checked
     Source   nodata: every value of the valid extent is missing. glass: the saturation threshold of
              CLAM (Lu et al. 2021, doi:10.1038/s41551-020-00682-w; 8 of 255), whose 7 px median blur
              is a mean over 8 px cells here, so that a group is judged on its own pixels alone
     """
-    if not background.leave_out:
-        return groups
-    squares = squares_of(groups)
-    heights, widths = groups["valid_height_px"].to_pylist(), groups["valid_width_px"].to_pylist()
-    keep = [
-        _has_content(squares[i, :height, :width], background=background, nodata=nodata)
-        for i, (height, width) in enumerate(zip(heights, widths, strict=True))
-    ]
-    return groups if all(keep) else groups.filter(pa.array(keep))
+    for square in squares:
+        if _has_content(square.valid, background=background, nodata=nodata):
+            yield square
 
 
 def _has_content(tile: np.ndarray, *, background: BackgroundConfig, nodata: float | None) -> bool:

@@ -1,98 +1,85 @@
-"""Read pixels: addresses of groups in, the same rows with their squares of pixels out."""
+"""Read pixels: the groups of one image in, their squares of pixels out, one at a time."""
+
+from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from blake3 import blake3
-from isal.isal_zlib import crc32
 
-from pipeline.grid import Grid
+from pipeline.grid import Grid, Window
 from pipeline.readers.faults import told_fault
 from pipeline.readers.protocol import ImageReader, SourceError, StreamError
-from pipeline.schema import ADDRESSES, flat_bytes, tensor_column
-from pipeline.statistics import measure
-
-TOLD = pa.schema(
-    [
-        ("crc32", pa.uint32()),  # of the square's bytes
-        ("hash", pa.binary(32)),  # group_hash
-        ("moments", pa.list_(pa.float64())),  # Moments.row() of the valid extent
-    ]
-)
-"""What is known of a group's pixels besides."""
+from pipeline.schema import flat_bytes
 
 
-def addresses(image_id: str, *, grid: Grid, first: int, count: int) -> pa.Table:
-    """Groups first .. first + count of one image as rows."""
-    groups = np.arange(first, first + count)
-    row, column = np.divmod(groups, grid.columns)
-    top, left = row * grid.side_px, column * grid.side_px
-    columns = [
-        [image_id] * count,
-        groups,
-        row,
-        column,
-        top,
-        left,
-        np.minimum(grid.side_px, grid.height_px - top),
-        np.minimum(grid.side_px, grid.width_px - left),
-    ]
-    return pa.table(
-        [pa.array(values, field.type) for values, field in zip(columns, ADDRESSES, strict=True)],
-        schema=ADDRESSES,
-    )
+@dataclass(frozen=True, slots=True)
+class Square:
+    """One group as it is stored."""
+
+    group: int
+    window: Window
+    """Its valid extent."""
+    pixels: np.ndarray
+    """[side, side, bands] in the source's dtype, 0 beyond the valid extent."""
+
+    @property
+    def valid(self) -> np.ndarray:
+        """[height, width, bands]: the pixels that lie inside the image."""
+        return self.pixels[: self.window.height_px, : self.window.width_px]
+
+    def hash(self) -> bytes:
+        """group_hash of it."""
+        window = self.window
+        return group_hash(self.group, window.height_px, window.width_px, self.pixels)
 
 
-def extract_groups(rows: pa.Table, *, image: ImageReader, grid: Grid) -> pa.Table:
-    """Stage 3 of 5: addresses -> pixels.
+def extract_groups(
+    groups: Iterable[int],
+    *,
+    image: ImageReader,
+    grid: Grid,
+    bad_groups: MutableMapping[int, SourceError] | None = None,
+) -> Iterator[Square]:
+    """Stage 3 of 5: groups -> their pixels.
 
-    Takes    ADDRESSES of one image
-    Gives    the same rows in the same order, plus TOLD, and
-             pixels: [side, side, bands] in the source's dtype, 0 beyond the valid extent
+    Takes    groups of one image
+    Gives    each of them, in the same order; the next one takes the memory of the one before
     Runs as  a part of the store task: a source is opened once a piece, because opening a
-             pyramidal TIFF costs far more than one read; a group is one read into its square
-    Memory   rows * side^2 * bands * bytes a value
-    Fails    SourceError with the window that could not be decoded
+             pyramidal TIFF costs far more than one read; a group is one read into its square, and
+             all that has to be done with it is done while it lies in the core's own cache
+    Memory   one group: side^2 * bands * bytes a value
+    Fails    SourceError with the window that could not be decoded; with `bad_groups` such a group
+             that cannot be read a second time either goes there and the rest goes on, unless the
+             machine or the store is to blame, or the image is a single stream (PNG, JPEG)
     """
-    header, side = image.header, grid.side_px
-    squares = np.empty((rows.num_rows, side, side, header.bands), header.dtype)
-    told = []
-    for square, group in zip(squares, rows["group"].to_pylist(), strict=True):
+    side, header = grid.side_px, image.header
+    pixels = np.empty((side, side, header.bands), header.dtype)
+    for group in groups:
         window = grid.window(group)
         height, width = window.height_px, window.width_px
-        image.read(window, out=square[:height, :width])
-        square[height:] = 0
-        square[:height, width:] = 0
-        # at once, as long as the pixels lie in the core's own cache
-        hashed = group_hash(group, height, width, square)
-        moments = measure(square[:height, :width], nodata=header.nodata).row()
-        told.append((crc32(flat_bytes(square)), hashed, moments))
-    for field, values in zip(TOLD, zip(*told, strict=True), strict=True):
-        rows = rows.append_column(field, pa.array(values, field.type))
-    return rows.append_column("pixels", tensor_column(squares))
+        valid = pixels[:height, :width]
+        try:
+            image.read(window, out=valid)
+        except SourceError as error:
+            if bad_groups is None or isinstance(error, StreamError) or told_fault(error):
+                raise
+            if still := _failure(image, window, out=valid):
+                bad_groups[group] = still
+                continue
+        pixels[height:] = 0
+        pixels[:height, width:] = 0
+        yield Square(group, window, pixels)
 
 
-def extract_readable(
-    rows: pa.Table, *, image: ImageReader, grid: Grid, bad_groups: dict[int, SourceError]
-) -> pa.Table:
-    """extract_groups of the rows that can be read; the others go to `bad_groups`.
-
-    Rows that fail are read again group by group, so one damaged tile costs the groups it lies in.
-    Fails where the machine or the store does, and where an image is a single stream (PNG, JPEG).
-    """
+def _failure(image: ImageReader, window: Window, *, out: np.ndarray) -> SourceError | None:
+    """Of the source; one of the machine or the store is raised."""
     try:
-        return extract_groups(rows, image=image, grid=grid)
+        image.read(window, out=out)
     except SourceError as error:
-        if told_fault(error) or isinstance(error, StreamError):
+        if told_fault(error):
             raise
-        if rows.num_rows == 1:
-            bad_groups[rows["group"][0].as_py()] = error
-            return rows.slice(0, 0)
-    each = [
-        extract_readable(rows.slice(place, 1), image=image, grid=grid, bad_groups=bad_groups)
-        for place in range(rows.num_rows)
-    ]
-    readable = [groups for groups in each if groups.num_rows]
-    return pa.concat_tables(readable) if readable else rows.slice(0, 0)
+        return error
+    return None
 
 
 def group_hash(group: int, valid_height_px: int, valid_width_px: int, square: np.ndarray) -> bytes:

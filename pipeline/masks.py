@@ -1,5 +1,6 @@
 """What says of a px whether it counts: a mask file beside the image, or the image's own alpha."""
 
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -58,32 +59,30 @@ def open_mask(
 
 
 def leave_out_masked(
-    rows: pa.Table,
+    groups: Iterable[int],
     *,
     image: ImageReader,
     mask: ImageReader | None,
     grid: Grid,
     background: BackgroundConfig,
-) -> pa.Table:
+) -> Iterator[int]:
     """Stage 3 of 5, before pixels are read: the groups that a mask keeps.
 
-    Takes    ADDRESSES of one image
-    Gives    the rows whose window has some alpha, and enough of the mask, in the same order
+    Takes    groups of one image
+    Gives    those whose window has some alpha, and enough of the mask, in the same order
     Runs as  a part of the store task; what is left out here is not decoded for its pixels
     Memory   READ_PX px of a mask, or one row of it; the alpha of one group
     Fails    SourceError that names the mask which cannot be read
     """
-    tests = []
+    tests: list[Callable[[Window], bool]] = []
     if "alpha" in background.leave_out:
         tests.append(partial(_has_alpha, image))
     if mask is not None:
         least = background.min_content_share
         tests.append(partial(_has_enough, mask, grid=grid, least=least))
-    if not tests:
-        return rows
-    windows = [grid.window(group) for group in rows["group"].to_pylist()]
-    keep = [all(test(window) for test in tests) for window in windows]
-    return rows if all(keep) else rows.filter(pa.array(keep))
+    for group in groups:
+        if all(test(grid.window(group)) for test in tests):
+            yield group
 
 
 def _has_alpha(image: ImageReader, window: Window) -> bool:

@@ -161,14 +161,6 @@ def tensor_column(pixels: np.ndarray) -> pa.ExtensionArray:
     return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(values, size))
 
 
-def squares_of(groups: pa.Table) -> np.ndarray:
-    """The pixels of a table of groups as [group, side, side, bands], without a copy."""
-    column = groups["pixels"]
-    # combine_chunks copies even where there is only one chunk
-    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return whole.to_numpy_ndarray()
-
-
 def flat_bytes(pixels: np.ndarray) -> memoryview:
     """The bytes of contiguous pixels, for checksums."""
     return pixels.reshape(-1).view(np.uint8).data

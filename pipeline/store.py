@@ -1,15 +1,15 @@
 """Write shards: the task that reads a piece of the plan, keeps its content and stores it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.background import leave_out_background
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
-from pipeline.extract import addresses, extract_groups, extract_readable
+from pipeline.extract import Square, extract_groups
 from pipeline.grid import kept_tiles
 from pipeline.journal import write_entry
 from pipeline.masks import leave_out_masked, open_mask
@@ -17,13 +17,10 @@ from pipeline.plan import grid_of, group_bytes, header_of, peak_gb
 from pipeline.readers.faults import fault_of
 from pipeline.readers.open import LastImage
 from pipeline.readers.protocol import MachineError, SourceError
-from pipeline.schema import PART, entry_name, group_schema, squares_of, tensor_column
+from pipeline.schema import PART, entry_name
+from pipeline.shard_writer import ShardWriter, WriteError
+from pipeline.statistics import measure
 from pipeline.storage import Location
-
-READ_BYTES = 16_000_000
-"""The most pixels on their way from source to shard, unless a single group is larger."""
-WRITE_BYTES = 65_536
-"""What is written in smaller parts waits until there is so much of it."""
 
 BAD_GROUP = pa.struct([("group", pa.int32()), ("window", pa.string()), ("cause", pa.string())])
 STORED = pa.schema(
@@ -60,7 +57,7 @@ def store_shards(
              shard are also an entry of the journal
     Runs as  a task of one CPU a shard: extract and measure, leave out background, write; all shards
              of a remote slide are one task, which copies it to the worker's disk once
-    Memory   READ_BYTES, up to MAX_KEPT_BYTES of decoded tiles that groups share, and shard_mb where
+    Memory   one group, up to MAX_KEPT_BYTES of decoded tiles that groups share, and shard_mb where
              a shard holds whole images: such an image is written once all of it has been read, so
              a damaged one leaves no byte behind
     Fails    never: a damaged source becomes a cause; where the machine, the store or the output
@@ -79,7 +76,11 @@ def store_shards(
         for shard in shards.to_pylist():
             before = len(rows)
             try:
-                with ShardWriter(Location.of(output), shard["shard"]) as writer:
+                with ShardWriter(
+                    Location.of(output),
+                    shard["shard"],
+                    planned_bytes=_planned_bytes(shard["pieces"], side_px=grouping.group_side_px),
+                ) as writer:
                     for piece in shard["pieces"]:
                         stored = _store_piece(
                             piece, writer=writer, hold=shard["whole_images"], read=read
@@ -99,14 +100,21 @@ def store_shards(
     return pa.Table.from_pylist(rows, schema=STORED)
 
 
+def _planned_bytes(pieces: list[dict[str, Any]], *, side_px: int) -> int:
+    """Of the pixels of a shard: all its images have one pixel format."""
+    num_groups = sum(piece["num_groups"] for piece in pieces)
+    return num_groups * group_bytes(header_of(pieces[0]), side_px=side_px)
+
+
 def _store_piece(
     piece: dict[str, Any],
     *,
-    writer: "ShardWriter",
+    writer: ShardWriter,
     hold: bool,
-    read: Callable[..., Iterator[pa.Table]],
+    read: Callable[..., Iterator[Square]],
 ) -> dict[str, Any]:
     """One image's share of a shard; with `hold` nothing is written before all of it was read."""
+    image_id = piece["image_id"]
     stored: dict[str, Any] = {
         **{name: piece[name] for name in ("image_id", "first_group", "num_groups")},
         "groups": [],
@@ -116,13 +124,14 @@ def _store_piece(
     bad_groups: dict[int, SourceError] = {}
     start = writer.position
     try:
-        for groups in read(piece, bad_groups=bad_groups):
-            stored["groups"] += groups["group"].to_pylist()
-            stored["moments"] += groups["moments"].to_pylist()
-            hashes += groups["hash"].to_pylist()
-            held.append(groups)
-            if not hold:
-                writer.write(held.pop())
+        for square in read(piece, bad_groups=bad_groups):
+            stored["groups"].append(square.group)
+            stored["moments"].append(measure(square.valid, nodata=piece["header"]["nodata"]).row())
+            hashes.append(square.hash())
+            if hold:
+                held.append(replace(square, pixels=square.pixels.copy()))
+            else:
+                writer.write(image_id, square)
         for error in list(bad_groups.values())[-1:]:
             _raise_fault(error, uri=piece["uri"])
     except WriteError:
@@ -132,8 +141,8 @@ def _store_piece(
             writer.discard()
         _raise_fault(error, uri=piece["uri"])
         return {**stored, "groups": [], "moments": [], **_told(error)}
-    for groups in held:
-        writer.write(groups)
+    for square in held:
+        writer.write(image_id, square)
     return {
         **stored,
         "hashes": b"".join(hashes),
@@ -163,104 +172,18 @@ def _content(
     images: LastImage,
     on_error: str,
     bad_groups: dict[int, SourceError],
-) -> Iterator[pa.Table]:
-    """The piece's groups that hold something, a few at a time."""
-    extract: Callable[..., pa.Table] = extract_groups
-    if on_error == "quarantine_groups":
-        extract = partial(extract_readable, bad_groups=bad_groups)
+) -> Iterator[Square]:
+    """The piece's groups that hold something, one at a time."""
     planned = header_of(piece)
-    side = grouping.group_side_px
-    grid = grid_of(planned, side_px=side)
-    most = max(1, READ_BYTES // group_bytes(planned, side_px=side))
+    grid = grid_of(planned, side_px=grouping.group_side_px)
     image = images.open(piece["uri"], level=planned.level, bands=grouping.bands, limits=limits)
     if repr(image.header) != repr(planned):  # repr: NaN nodata equals itself
         raise SourceError("changed while it was being preprocessed")
     tiles = {"tile_height_px": planned.tile_height_px, "tile_width_px": planned.tile_width_px}
-    runs = grid.runs(piece["first_group"], piece["num_groups"], most=most)
+    groups: Iterable[int] = range(piece["first_group"], piece["first_group"] + piece["num_groups"])
     with open_mask(piece["image_id"], background=background, limits=limits) as mask:
         image.keep_tiles(kept_tiles(grid, **tiles))  # a mask that is opened takes the cache over
-        for first, count in runs:
-            rows = addresses(piece["image_id"], grid=grid, first=first, count=count)
-            rows = leave_out_masked(rows, image=image, mask=mask, grid=grid, background=background)
-            groups = extract(rows, image=image, grid=grid) if rows.num_rows else rows
-            if groups.num_rows:
-                groups = leave_out_background(groups, background=background, nodata=planned.nodata)
-            if groups.num_rows:
-                yield groups
-
-
-class WriteError(OSError):
-    """The output, not a source, refuses."""
-
-
-class ShardWriter:
-    """One Arrow IPC file: appears whole when the block ends, not at all if nothing was written."""
-
-    def __init__(self, dataset: Location, shard: str) -> None:
-        self._shard = shard
-        self._pending = dataset.child(shard).writer()
-        self._writer: Any = None
-        self._discarded = False
-        self.position = (0, 0)
-        """Batches and bytes written so far."""
-
-    def __enter__(self) -> "ShardWriter":
-        self._draft = self._pending.__enter__()
-        return self
-
-    def write(self, groups: pa.Table) -> None:
-        """One record batch a row."""
-        squares = squares_of(groups)
-        (rows,) = groups.drop_columns(["pixels", "moments", "hash"]).combine_chunks().to_batches()
-        try:
-            for place in range(rows.num_rows):
-                # Taken, not sliced: a slice drags padding along, and sizes would differ.
-                self._append(rows.take(pa.array([place])), squares[place : place + 1])
-        except OSError as error:
-            raise WriteError(f"{self._shard}: cannot be written ({error})") from error
-
-    def _append(self, row: pa.RecordBatch, square: np.ndarray) -> None:
-        if self._writer is None:
-            _, side, _, bands = square.shape
-            self._schema = group_schema(side_px=side, bands=bands, dtype=str(square.dtype))
-            # addresses are a dozen small writes a group; pixels go straight through
-            self._file = pa.BufferedOutputStream(pa.OSFile(str(self._draft), "wb"), WRITE_BYTES)
-            self._writer = pa.ipc.new_file(self._file, self._schema)
-        columns = [*row.columns, tensor_column(square)]
-        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
-        self._writer.write_batch(batch)
-        batches, start = self.position
-        self.position = (batches + 1, self._file.tell())
-        # The file's header goes out with the first batch.
-        first = batches == 0
-        self._last_bytes = (
-            pa.ipc.get_record_batch_size(batch) if first else self.position[1] - start
-        )
-
-    def part_since(self, start: tuple[int, int]) -> dict[str, Any] | None:
-        """Where the batches written since `start` lie; all of one image, so all of one size."""
-        batches, end = self.position[0] - start[0], self.position[1]
-        if not batches:
-            return None
-        num_bytes = batches * self._last_bytes
-        if start[0] and end - num_bytes != start[1]:
-            raise AssertionError("record batches of one image differ in size")
-        return {
-            "shard": self._shard,
-            "first_batch": start[0],
-            "num_batches": batches,
-            "start_byte": end - num_bytes,
-            "num_bytes": num_bytes,
-        }
-
-    def discard(self) -> None:
-        """Leave no file; only for a shard that holds nothing else."""
-        self._discarded = True
-
-    def __exit__(self, *error: Any) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._file.close()
-        if self._discarded:
-            self._draft.unlink(missing_ok=True)
-        self._pending.__exit__(*error)
+        groups = leave_out_masked(groups, image=image, mask=mask, grid=grid, background=background)
+        bad = bad_groups if on_error == "quarantine_groups" else None
+        squares = extract_groups(groups, image=image, grid=grid, bad_groups=bad)
+        yield from leave_out_background(squares, background=background, nodata=planned.nodata)

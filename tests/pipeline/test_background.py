@@ -1,28 +1,35 @@
 """What is missing is not counted, and groups with nothing in them are left out."""
 
+from functools import partial
+
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.background import is_missing, leave_out_background, tissue_share
 from pipeline.config import BackgroundConfig
-from pipeline.extract import addresses
+from pipeline.extract import Square
 from pipeline.grid import Grid
-from pipeline.schema import squares_of, tensor_column
 from pipeline.statistics import Moments, measure
 from tests.pipeline.scenes import noise
 
 GLASS = BackgroundConfig(leave_out=("nodata", "glass"))
 
 
-def groups_of(squares: np.ndarray, *, valid_px: int | None = None) -> pa.Table:
-    """Squares as one row of groups; only `valid_px` of their height lie inside the image."""
+def kept_of(
+    squares: np.ndarray,
+    *,
+    background: BackgroundConfig,
+    nodata: float | None,
+    valid_px: int | None = None,
+) -> list[int]:
+    """Which of a row of groups are kept; only `valid_px` of their height lie inside the image."""
     count, side = squares.shape[:2]
     grid = Grid(height_px=valid_px or side, width_px=side * count, side_px=side)
-    rows = addresses("a", grid=grid, first=0, count=count)
-    return rows.append_column("pixels", tensor_column(squares))
+    groups = [Square(place, grid.window(place), pixels) for place, pixels in enumerate(squares)]
+    kept = leave_out_background(groups, background=background, nodata=nodata)
+    return [square.group for square in kept]
 
 
 @pytest.mark.parametrize(
@@ -56,12 +63,9 @@ def test_groups_without_a_value_inside_the_image_are_left_out() -> None:
     squares = np.zeros((3, 8, 8, 2), "uint16")
     squares[0, 2, 3, 1] = 7
     squares[2, 6, 0, 0] = 7  # beyond the valid extent
-    groups = groups_of(squares, valid_px=5)
-    kept = leave_out_background(groups, background=BackgroundConfig(), nodata=0.0)
-    assert kept["group"].to_pylist() == [0]
-    assert np.array_equal(squares_of(kept), squares[:1])
-    everything = BackgroundConfig(leave_out=())
-    assert leave_out_background(groups, background=everything, nodata=0.0).num_rows == 3
+    kept = partial(kept_of, squares, nodata=0.0, valid_px=5)
+    assert kept(background=BackgroundConfig()) == [0]
+    assert kept(background=BackgroundConfig(leave_out=())) == [0, 1, 2]
 
 
 def test_glass_is_bright_and_colourless_and_noise_does_not_make_it_tissue() -> None:
@@ -72,12 +76,8 @@ def test_glass_is_bright_and_colourless_and_noise_does_not_make_it_tissue() -> N
     speck[:8, :16] = (180, 90, 160)
     ink = np.full((side, side, 3), 60, "uint8")
     squares = np.stack([glass, pink, speck, ink])
-    kept = leave_out_background(groups_of(squares), background=GLASS, nodata=None)
-    assert kept["group"].to_pylist() == [1, 2, 3]
-    only_nodata = leave_out_background(
-        groups_of(squares), background=BackgroundConfig(), nodata=None
-    )
-    assert only_nodata.num_rows == 4
+    assert kept_of(squares, background=GLASS, nodata=None) == [1, 2, 3]
+    assert kept_of(squares, background=BackgroundConfig(), nodata=None) == [0, 1, 2, 3]
 
 
 @given(st.integers(1, 40), st.integers(1, 40))

@@ -87,7 +87,7 @@ def test_a_piece_reads_each_tile_once(
             on_error="fail",
             bad_groups={},
         )
-        assert sum(each.num_rows for each in groups) == num_groups
+        assert len(list(groups)) == num_groups
     tiles = tile_starts(path)
     assert {start: read_at[start] for start in tiles} == dict.fromkeys(tiles, 1)
 

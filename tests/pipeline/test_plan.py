@@ -1,5 +1,8 @@
-"""Stages called as plain functions of tables: what is planned is read, what is read is stored."""
+"""Stages called as plain functions: what is planned is read, what is read is stored."""
 
+import shutil
+import tempfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import BackgroundConfig, GroupingConfig, LimitsConfig
-from pipeline.extract import addresses, extract_groups
+from pipeline.extract import Square, extract_groups
+from pipeline.grid import Grid
 from pipeline.plan import (
     PROBED,
     ShardNames,
@@ -22,9 +26,9 @@ from pipeline.plan import (
 )
 from pipeline.readers.open import open_image
 from pipeline.readers.protocol import ImageHeader, SourceError
-from pipeline.schema import squares_of
+from pipeline.shard_writer import ShardWriter
 from pipeline.storage import Location
-from pipeline.store import ShardWriter, store_shards
+from pipeline.store import store_shards
 from tests.pipeline.scenes import noise, sources, write_raster
 
 NAMES = ShardNames(job="0123456789ab", settings={})
@@ -86,8 +90,8 @@ def test_extracted_squares_hold_the_image_and_zeros_beyond_it(tmp_path: Path) ->
     path = write_raster(tmp_path / "a.tif", pixels)
     with open_image(str(path)) as image:
         grid = grid_of(image.header, side_px=64)
-        rows = addresses("a", grid=grid, first=3, count=3)
-        squares = squares_of(extract_groups(rows, image=image, grid=grid))
+        found = extract_groups([3, 4, 5], image=image, grid=grid)
+        squares = np.stack([square.pixels.copy() for square in found])
     assert np.array_equal(squares[1, :36], pixels[64:100, 64:128])
     assert np.array_equal(squares[2, :36, :22], pixels[64:, 128:])
     assert not squares[:, 36:].any()
@@ -133,28 +137,78 @@ def test_a_source_that_changed_after_it_was_planned_is_damaged(tmp_path: Path) -
     assert not any(path.is_file() for path in (tmp_path / "out" / "shards").rglob("*"))
 
 
+def squares_of(*groups: int) -> list[Square]:
+    """Groups of one row of an image of 64 px, all in the same memory."""
+    pixels = np.zeros((64, 64, 1), np.uint8)
+    row = Grid(height_px=64, width_px=64 * (1 + max(groups)), side_px=64)
+    return [Square(group, row.window(group), pixels) for group in groups]
+
+
 def test_a_shard_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = write_raster(tmp_path / "a.tif", noise(64, 128, 1))
     place = Location.of(str(tmp_path / "out"))
-    with open_image(str(path)) as image:
-        grid = grid_of(image.header, side_px=64)
-        groups = extract_groups(addresses("a", grid=grid, first=0, count=2), image=image, grid=grid)
 
     def left() -> list[str]:
         return [each.name for each in (tmp_path / "out").rglob("*") if each.is_file()]
 
+    def write(writer: ShardWriter) -> None:
+        for square in squares_of(0, 1):
+            writer.write("a", square)
+
     def write_and_die() -> None:
         with ShardWriter(place, "shards/a-000000.arrow") as writer:
-            writer.write(groups)
+            write(writer)
             raise SourceError("gone")
 
     with pytest.raises(SourceError):
         write_and_die()
     assert left() == []
     with ShardWriter(place, "shards/a-000000.arrow") as writer:
-        writer.write(groups)
+        write(writer)
         writer.discard()
     assert left() == []
     with ShardWriter(place, "shards/a-000000.arrow") as writer:
-        writer.write(groups)
+        write(writer)
     assert left() == ["a-000000.arrow"]
+
+
+def test_a_shard_holds_what_lay_in_the_memory_when_each_group_was_written(tmp_path: Path) -> None:
+    squares = squares_of(0, 3)
+    with ShardWriter(Location.of(str(tmp_path)), "a.arrow") as writer:
+        for image_id in ("a", "b"):
+            for square in squares:
+                square.pixels[:] = 10 * square.group + ord(image_id)
+                writer.write(image_id, square)
+    with pa.ipc.open_file(str(tmp_path / "a.arrow")) as file:
+        rows = file.read_all()
+    assert rows["image_id"].to_pylist() == ["a", "a", "b", "b"]
+    assert rows["group"].to_pylist() == rows["column"].to_pylist() == [0, 3, 0, 3]
+    assert rows["left_px"].to_pylist() == [0, 192, 0, 192]
+    for row, first in zip(rows["pixels"].combine_chunks(), (97, 127, 98, 128), strict=True):
+        pixels = np.array(row.as_py(), np.uint8)
+        assert (pixels == first).all()
+    assert rows["crc32"].to_pylist() == [
+        zlib.crc32(bytes([value]) * 4096) for value in (97, 127, 98, 128)
+    ]
+
+
+def test_room_that_was_asked_for_and_not_used_goes_back(tmp_path: Path) -> None:
+    held = []
+    with ShardWriter(Location.of(str(tmp_path)), "a.arrow", planned_bytes=3_000_000) as writer:
+        (square,) = squares_of(0)
+        writer.write("a", square)
+        (draft,) = (each for each in tmp_path.iterdir() if each.suffix.startswith(".partial"))
+        held.append(draft.stat().st_blocks * 512)
+    size = (tmp_path / "a.arrow").stat()
+    assert held[0] >= 3_000_000
+    assert size.st_size < 10_000
+    assert size.st_blocks * 512 < 50_000
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="a disk of known size")
+def test_a_disk_with_less_room_than_was_planned_takes_what_there_is() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        disk = shutil.disk_usage(folder)
+        with ShardWriter(Location.of(folder), "a.arrow", planned_bytes=2 * disk.total) as writer:
+            writer.write("a", squares_of(0)[0])
+            assert disk.free - shutil.disk_usage(folder).free < disk.free / 2
+        assert Path(folder, "a.arrow").stat().st_size > 4096

@@ -1,17 +1,22 @@
 """What cannot be read is put aside as the policy says: an image, or only the groups that fail."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
 from rasterio.errors import RasterioError
 
-from pipeline.config import GroupingConfig, PreprocessConfig
+from pipeline.config import BackgroundConfig, GroupingConfig, PreprocessConfig
 from pipeline.dataset import open_dataset
 from pipeline.flow import preprocess
+from pipeline.grid import Window
 from pipeline.readers import faults
+from pipeline.readers.protocol import SourceError
+from pipeline.readers.rasterio_reader import RasterioReader
 from tests.pipeline.scenes import backwards, in_process, noise, write_raster
 
 SIDE_PX = 128
@@ -80,6 +85,66 @@ def test_only_the_groups_that_rasterio_cannot_read_are_lost(
     assert [window for _, window, _ in report.bad_groups] == [
         row["window"] for row in stored.quarantine()
     ]
+
+
+def test_a_group_that_can_be_read_the_second_time_is_not_lost(
+    tmp_path: Path, config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_raster(tmp_path / "in" / "a.tif", noise(300, 300, 3))
+    read = RasterioReader.read
+    failed = []
+
+    def once(self: RasterioReader, window: Window, **options: Any) -> np.ndarray:
+        if window.left_px == SIDE_PX and window not in failed:
+            failed.append(window)
+            raise SourceError("a moment's weakness", window=window)
+        return read(self, window, **options)
+
+    monkeypatch.setattr(RasterioReader, "read", once)
+    report = preprocess(config, run_stage=in_process)
+    assert len(failed) == 3
+    assert (report.groups, report.bad_groups) == (9, [])
+
+
+def test_a_store_that_fails_at_the_second_try_costs_no_group_but_ends_the_job(
+    tmp_path: Path, config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_raster(tmp_path / "in" / "a.tif", noise(300, 300, 3))
+    told = [SourceError(f"cannot decode {number}") for number in range(4)]  # of two groups
+    told[1].__cause__ = OSError(errno.ENOMEM, "Cannot allocate memory")
+    read = RasterioReader.read
+
+    def twice(self: RasterioReader, window: Window, **options: Any) -> np.ndarray:
+        if window.left_px == SIDE_PX and told:
+            raise told.pop(0)
+        return read(self, window, **options)
+
+    monkeypatch.setattr(RasterioReader, "read", twice)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        preprocess(config, run_stage=in_process)
+
+
+def test_what_a_decoder_made_up_is_bad_also_where_alpha_was_looked_at_first(
+    tmp_path: Path, config: PreprocessConfig
+) -> None:
+    pixels = noise(600, 600, 4)
+    pixels[..., 3] = 255
+    path = tmp_path / "in" / "a.tif"
+    tiled = {"tiled": True, "blockxsize": SIDE_PX, "blockysize": SIDE_PX, "compress": "jpeg"}
+    write_raster(path, pixels, photometric="RGB", alpha="yes", **tiled)
+    content = bytearray(path.read_bytes())
+    for start in (len(content) // 3, len(content) // 2):
+        content[start : start + 300] = b"\xff\xd9" * 150
+    path.write_bytes(content)
+    lost = []
+    for number, leave_out in enumerate([(), ("alpha",)]):
+        background = BackgroundConfig(leave_out=leave_out)
+        output = str(tmp_path / f"out{number}")
+        report = preprocess(
+            replace(config, output=output, background=background), run_stage=in_process
+        )
+        lost.append([window for _, window, _ in report.bad_groups])
+    assert lost[0] == lost[1] != []
 
 
 def test_an_image_of_which_no_group_can_be_read_is_put_aside_whole(
