@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from isal.isal_zlib import crc32
+from deflate import crc32
 
 HEADER_BYTES = 4
 PARTIAL = ".partial"

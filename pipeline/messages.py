@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-from isal.isal_zlib import crc32
+from deflate import crc32
 
 from pipeline.schema import group_schema
 

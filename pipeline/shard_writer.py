@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from isal.isal_zlib import crc32
+from deflate import crc32
 
 from pipeline.disk_room import reserve
 from pipeline.extract import Square

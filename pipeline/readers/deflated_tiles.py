@@ -11,9 +11,9 @@ import os
 import sys
 from typing import Self
 
+import deflate
 import numpy as np
 import rasterio
-from isal import isal_zlib
 
 from pipeline.grid import Window
 
@@ -82,13 +82,12 @@ class DeflatedTiles:
         # nobody's deflate makes px larger by more than a few bytes in a thousand
         if not 0 < size <= 2 * self._num_bytes + 1024:
             return None
-        inflater = isal_zlib.decompressobj()
         try:
             stream = os.pread(self._file, size, start)
-            pixels = inflater.decompress(stream, self._num_bytes)
-        except (OSError, OverflowError, isal_zlib.error):  # type: ignore[misc]  # says its stub
+            pixels = deflate.zlib_decompress(stream, self._num_bytes)
+        except (OSError, OverflowError, deflate.DeflateError):
             return None
-        if not inflater.eof or len(pixels) != self._num_bytes:
+        if len(pixels) != self._num_bytes:
             return None
         return np.frombuffer(pixels, self._dtype).reshape(self._shape)
 
