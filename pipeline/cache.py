@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from deflate import crc32
+from zlib_ng.zlib_ng import crc32
 
 HEADER_BYTES = 4
 PARTIAL = ".partial"

@@ -25,7 +25,9 @@ from pipeline.cache import CacheConfig
 from pipeline.config import GroupingConfig, PreprocessConfig
 from pipeline.content_settings import settings_in
 from pipeline.dataset import DamagedError, Dataset, open_dataset
+from pipeline.extract import Square
 from pipeline.flow import preprocess
+from pipeline.grid import Window
 from pipeline.messages import Kind, StrangeBatchError, read_run
 from pipeline.ranges import ReadingConfig
 from pipeline.records import (
@@ -37,6 +39,8 @@ from pipeline.records import (
     stored_table,
 )
 from pipeline.schema import IMAGES
+from pipeline.shard_writer import ShardWriter
+from pipeline.storage import Location
 from pipeline.verify import verify
 from tests.pipeline.scenes import in_process, noise, write_raster
 
@@ -195,6 +199,43 @@ def test_bytes_that_pretend_to_be_groups_are_refused_or_read_within_bounds(
         first = array.ctypes.data - held.address
         last = first + size + array[1].nbytes
         assert 0 <= first < last <= held.size
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_damaged_groups_are_those_whose_own_checksum_is_wrong(
+    dataset: Dataset, data: st.DataObject
+) -> None:
+    record = max(dataset.images(), key=lambda record: record.parts[0].num_batches)
+    part, count = record.parts[0], record.parts[0].num_batches
+    content = bytearray(dataset._map(part.shard)[part.start_byte :][: part.num_bytes])
+    kind = Kind(side_px=32, bands=record.bands, dtype=record.dtype)
+    metadata = 8 + int.from_bytes(content[4:8], "little")
+    size = len(content) // count
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(metadata, size - 1))
+        content[data.draw(st.integers(0, count - 1)) * size + at] ^= data.draw(st.integers(1, 255))
+    run = read_run(pa.py_buffer(bytes(content)), count=count, kind=kind)
+    right = [zlib.crc32(np.ascontiguousarray(square)) for square in run.pixels]
+    assert count > 1
+    assert run.damaged().tolist() == (run.columns["crc32"] != right).tolist()
+
+
+def test_one_checksum_of_all_bytes_follows_from_those_that_are_stored(tmp_path: Path) -> None:
+    """Of groups of 75 bytes, which Arrow pads."""
+    pixels = noise(5, 5, 3, dtype="uint8")
+    window = Window(top_px=0, left_px=0, height_px=5, width_px=5)
+    with ShardWriter(Location.of(str(tmp_path)), "a.arrow") as writer:
+        for group in range(3):
+            writer.write("a", Square(group, window, pixels + group))
+        part = writer.part_since((0, 0))
+    assert part is not None
+    content = (tmp_path / "a.arrow").read_bytes()[part["start_byte"] :][: part["num_bytes"]]
+    kind = Kind(side_px=5, bands=3, dtype="uint8")
+    run = read_run(pa.py_buffer(content), count=3, kind=kind)
+    assert len(content) // 3 > run.first_pixel + 75
+    assert run._expected(75) == zlib.crc32(content)
+    assert not run.damaged().any()
 
 
 def test_records_are_the_rows_of_the_table_also_where_they_are_many(
