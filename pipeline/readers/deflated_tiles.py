@@ -85,7 +85,7 @@ class DeflatedTiles:
         try:
             stream = os.pread(self._file, size, start)
             pixels = deflate.zlib_decompress(stream, self._num_bytes)
-        except (OSError, OverflowError, deflate.DeflateError):
+        except (OSError, MemoryError, OverflowError, deflate.DeflateError):
             return None
         if len(pixels) != self._num_bytes:
             return None

@@ -124,6 +124,21 @@ def test_tiles_that_were_never_written_are_nodata_as_for_gdal(
     assert taken.count(False) == 4
 
 
+def test_tiles_for_which_there_is_no_memory_are_left_to_gdal(
+    tmp_path: Path, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = scene(tmp_path / "a.tif", "bytes")
+    expected = whole(groups(path))
+    taken.clear()
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("deflate.zlib_decompress", full)
+    assert np.array_equal(whole(groups(path)), expected)
+    assert set(taken) == {False}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_damage_is_what_gdal_makes_of_it(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
