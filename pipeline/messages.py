@@ -72,7 +72,8 @@ class Run:
         """Of every group, whether its checksum is wrong; reads every byte once, or twice if one is.
 
         One checksum of all bytes, for which a thread gives Python's lock away once and not at
-        every group, is held against the one that follows from what is stored.
+        every group, is held against the one that follows from what is stored. By zlib-ng:
+        libdeflate, which writes them faster, keeps the lock.
         """
         rows = self.pixels.view(np.uint8).reshape(len(self.pixels), -1)
         if crc32(self.content) == self._expected(rows.shape[1]):
